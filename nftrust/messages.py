@@ -1,0 +1,117 @@
+"""Payloads of the signed messages (docs/enrolment-flow.md), as JSON inside compact JWS.
+
+Binary values are base64url without padding; times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+IAK_BYTES = 32
+
+Short = Annotated[str, msgspec.Meta(max_length=256)]
+Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", max_length=36)]
+Hash = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}$", max_length=43)]
+Pem = Annotated[str, msgspec.Meta(max_length=8192)]
+Binary = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]*$", max_length=16384)]
+DeliveryMode = Literal["wrapped", "tls-only"]
+
+STATEMENT_TYP = "nftrust-statement+jws"
+ENROLMENT_INFO_TYP = "nftrust-enrolment-info+jws"
+ENROL_TYP = "nftrust-enrol+jws"
+CONFIRM_TYP = "nftrust-confirm+jws"
+RESPONSE_TYP = "nftrust-response+jws"
+
+ENROL_URL = "/nftrust.api.ca_ra.v1.EnrolmentService/EnrolCertificate"
+CONFIRM_URL = "/nftrust.api.ca_ra.v1.EnrolmentService/ConfirmCertificate"
+TRUST_BUNDLE_URL = "/nftrust.api.ca_ra.v1.EnrolmentService/GetTrustBundle"
+
+
+class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every signed payload."""
+
+
+class NfStatement(Payload, frozen=True):
+    """The NF vouches for its transport key; signed by the day-0 key (security rule 2)."""
+
+    nf_instance_id: Uuid
+    #: SubjectPublicKeyInfo of the transport key, DER.
+    transport_key: Binary
+    enrolment: Short
+    nonce: Binary
+
+
+class EnrolmentInfo(Payload, frozen=True):
+    """Step 7: enrolment information and authentication material; signed by the response key."""
+
+    protocol: Literal["grpc"]
+    endpoints: Annotated[list[Short], msgspec.Meta(min_length=1, max_length=8)]
+    #: PEM: anchors for the TLS of the endpoints.
+    tls_trust_anchors: Annotated[list[Pem], msgspec.Meta(min_length=1, max_length=8)]
+    #: DER, base64url: the operator's root, then the issuing CA.
+    ca_certificates: Annotated[list[Binary], msgspec.Meta(min_length=1, max_length=8)]
+    #: DER, base64url: certificate of the response key, issued by the issuing CA.
+    response_certificate: Binary
+    ca_id: Hash
+    ca_name: Short
+    registration: Short
+    reference: Short
+    nf_instance_id: Uuid
+    nf_type: Short
+    fqdns: Annotated[list[Short], msgspec.Meta(min_length=1, max_length=16)]
+    certificate_profile: Short
+    transport_key_sha256: Hash
+    delivery_mode: DeliveryMode
+    #: The one MAC of this registration (security rule 5).
+    mac_algorithm: Literal["HS256"]
+    #: RSAES-OAEP ciphertext of the IAK; empty where the mode is tls-only.
+    wrapped_iak: Binary
+    expire_time: int
+
+
+class EnrolProof(Payload, frozen=True):
+    """Step 9: the request, proved by the IAK (security rule 10)."""
+
+    ca_id: Hash
+    registration: Short
+    nf_instance_id: Uuid
+    request_id: Uuid
+    #: PKCS #10, DER.
+    csr: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]*$")]
+
+
+class ConfirmProof(Payload, frozen=True):
+    """The NF has the certificate; proved by the certificate's key (security rule 11)."""
+
+    ca_id: Hash
+    registration: Short
+    nf_instance_id: Uuid
+    request_id: Uuid
+    certificate_sha256: Hash
+
+
+class EnrolResponse(Payload, frozen=True):
+    """Step 10; signed by the response key over the hash of the request (security rule 12)."""
+
+    #: SHA-256 of the request's JWS as sent.
+    request_sha256: Hash
+    registration: Short
+    #: DER, base64url.
+    certificate: Binary
+    #: DER, base64url: issuing CA, then root.
+    ca_certificates: list[Binary]
+
+
+class ConfirmResponse(Payload, frozen=True):
+    request_sha256: Hash
+    registration: Short
+    confirm_time: int
+
+
+class TrustBundleResponse(Payload, frozen=True):
+    #: SHA-256 of the request's nonce.
+    request_sha256: Hash
+    ca_id: Hash
+    ca_certificates: list[Binary]
