@@ -11,10 +11,14 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from cryptography.x509 import ObjectIdentifier
+
 from nftrust.errors import NftrustError, Reason
 
 MAX_FQDNS = 16
 URN_PREFIX = "urn:uuid:"
+#: A non-critical extension that marks a lab certificate; production servers refuse it (security rule 17).
+LAB_MARKER_OID = ObjectIdentifier("1.3.6.1.4.1.59999.33876.1")
 
 _NF_TYPE = re.compile(r"[A-Z0-9][A-Z0-9_]{0,31}\Z")
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
