@@ -50,7 +50,7 @@ class EnrolmentInfo(Payload, frozen=True):
     endpoints: Annotated[list[Short], msgspec.Meta(min_length=1, max_length=8)]
     #: PEM: anchors for the TLS of the endpoints.
     tls_trust_anchors: Annotated[list[Pem], msgspec.Meta(min_length=1, max_length=8)]
-    #: DER, base64url: the operator's root, then the issuing CA.
+    #: DER, base64url: the issuing CA first, the operator's root last.
     ca_certificates: Annotated[list[Binary], msgspec.Meta(min_length=1, max_length=8)]
     #: DER, base64url: certificate of the response key, issued by the issuing CA.
     response_certificate: Binary
@@ -66,6 +66,8 @@ class EnrolmentInfo(Payload, frozen=True):
     delivery_mode: DeliveryMode
     #: The one MAC of this registration (security rule 5).
     mac_algorithm: Literal["HS256"]
+    #: OAM has allowed a further certificate for an NF that holds a confirmed one (security rule 4).
+    re_enrolment: bool
     #: RSAES-OAEP ciphertext of the IAK; empty where the mode is tls-only.
     wrapped_iak: Binary
     expire_time: int

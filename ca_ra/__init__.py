@@ -1,0 +1,1 @@
+"""The CA/RA: registers NFs as end entities and issues their certificates."""

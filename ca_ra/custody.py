@@ -1,0 +1,90 @@
+"""The IAK vault and the signing keys, as operations on the CA/RA's token."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from ca_ra.model import Registration
+from nftrust import jose
+from nftrust.errors import NftrustError, Reason
+from nftrust.messages import RESPONSE_TYP, Payload
+from nftrust.pkcs11.client import TokenClient
+from nftrust.pkcs11.operations import Mac, MintIak, SignDigest, VerifyIakMac, VerifyMac
+from nftrust.x509.issuance import Prepared
+from nftrust.x509.keys import spki
+
+CA_KEY = "ca-signing"
+RESPONSE_KEY = "ca-response"
+VAULT_KEK = "iak-kek"
+ROW_MAC_KEY = "row-mac"
+
+
+@dataclass(frozen=True, slots=True)
+class MintedKey:
+    """An IAK: for the vault, and for the NF."""
+
+    vault_blob: bytes
+    delivery: bytes
+
+
+class Custody:
+    """What the CA/RA does with its token. Every method raises NftrustError(TOKEN_UNAVAILABLE)."""
+
+    def __init__(self, token: TokenClient) -> None:
+        self._token = token
+        # Proofs on unknown references cost the same token work as wrong ones.
+        self._decoy_blob = secrets.token_bytes(40)
+
+    async def mint(self, recipient: rsa.RSAPublicKey | None) -> MintedKey:
+        """An IAK born in the token: wrapped for ``recipient``, or in clear for the tls-only mode."""
+        minted = await self._token.run(MintIak(VAULT_KEK, None if recipient is None else spki(recipient)))
+        return MintedKey(minted.vault_blob, minted.delivery)
+
+    async def seal(self, registration: Registration) -> Registration:
+        """The registration with its row MAC."""
+        return registration.sealed(await self._token.run(Mac(ROW_MAC_KEY, registration.mac_input())))
+
+    async def verify_proof(self, registration: Registration, jws: jose.Jws) -> None:
+        """Row MAC, then the proof by the IAK, both in the token and in one batch.
+
+        Raises NftrustError(STORED_ROW_TAMPERED, PROOF_INVALID).
+        """
+        assert registration.iak_blob is not None
+        row_good, proof_good = await self._token.run_all(
+            [
+                VerifyMac(ROW_MAC_KEY, registration.mac_input(), registration.row_mac),
+                VerifyIakMac(VAULT_KEK, registration.iak_blob, jws.signing_input, jws.signature),
+            ]
+        )
+        # The row first: a tampered blob makes its proof fail in the token.
+        if isinstance(row_good, NftrustError):
+            raise row_good
+        if not row_good:
+            raise NftrustError(Reason.STORED_ROW_TAMPERED)
+        if isinstance(proof_good, NftrustError):
+            raise proof_good
+        if not proof_good:
+            raise NftrustError(Reason.PROOF_INVALID)
+
+    async def refuse_unknown(self, jws: jose.Jws) -> NftrustError:
+        """The refusal of a proof on an unknown reference, after the work that a wrong one costs."""
+        await self._token.run_all(
+            [
+                VerifyMac(ROW_MAC_KEY, jws.signing_input[:256], bytes(32)),
+                VerifyMac(ROW_MAC_KEY, jws.signing_input, jws.signature[:32].ljust(32, b"\0")),
+            ]
+        )
+        return NftrustError(Reason.PROOF_INVALID)
+
+    async def sign_certificate(self, prepared: Prepared) -> bytes:
+        """The certificate, DER, signed by the CA key."""
+        signature = await self._token.run(SignDigest(CA_KEY, "ecdsa", prepared.hash_name, prepared.digest))
+        return prepared.assemble(signature)
+
+    async def sign_message(self, payload: Payload, typ: str = RESPONSE_TYP, url: str = "") -> str:
+        """A compact JWS by the response key (ES256)."""
+        data = jose.signing_input(jose.Header(alg="ES256", typ=typ, url=url), payload)
+        return jose.join(data, await self._token.run(SignDigest(RESPONSE_KEY, "ecdsa", "sha256", jose.sha256(data))))

@@ -1,0 +1,183 @@
+"""Steps 9 and 10: redeem an IAK for one certificate, and take the NF's confirmation.
+
+The checks are numbered as in docs/enrolment-flow.md. Nothing changes state
+before its proof verifies (security rule 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from cryptography import x509
+
+from ca_ra.authority import Authority
+from ca_ra.custody import Custody
+from ca_ra.model import EnrolmentStore, Issuance, IssuedCertificate, Registration, RegistrationState
+from nftrust import jose
+from nftrust.clock import GuardedClock
+from nftrust.errors import NftrustError, Reason, invalid_field
+from nftrust.messages import (
+    CONFIRM_TYP,
+    CONFIRM_URL,
+    ENROL_TYP,
+    ENROL_URL,
+    TRUST_BUNDLE_URL,
+    ConfirmProof,
+    ConfirmResponse,
+    EnrolProof,
+    EnrolResponse,
+    TrustBundleResponse,
+)
+from nftrust.x509 import issuance
+from nftrust.x509.csr import MAX_CSR_BYTES, check_csr
+from nftrust.x509.keys import NfPublicKey, spki_sha256
+from nftrust.x509.path import der
+from nftrust.x509.profile import CertificateProfile
+
+_ENROL_ALGORITHMS = frozenset({"HS256"})
+_CONFIRM_ALGORITHMS = frozenset({"ES256", "ES384", "PS256"})
+_STATE_REFUSALS = {
+    RegistrationState.REVOKED: Reason.IAK_REVOKED,
+    RegistrationState.EXPIRED: Reason.IAK_EXPIRED,
+    RegistrationState.CONFIRMED: Reason.IAK_USED,
+}
+
+
+class EnrolmentEngine:
+    """Issues certificates. One IAK, at most one certificate; the same request, the same bytes."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        profiles: Mapping[str, CertificateProfile],
+        custody: Custody,
+        store: EnrolmentStore,
+        clock: GuardedClock,
+    ) -> None:
+        self._authority = authority
+        self._profiles = profiles
+        self._custody = custody
+        self._store = store
+        self._clock = clock
+
+    async def enrol(self, proof: str) -> str:
+        """The signed response to a proved request. Raises NftrustError with the reason of the refusal."""
+        jws = jose.split(proof, typ=ENROL_TYP, url=ENROL_URL, algorithms=_ENROL_ALGORITHMS)  # 1: form
+        request_sha256 = jose.sha256(proof.encode())
+        registration = await self._store.find_by_reference(jws.header.kid)  # 2: reference value
+        if registration is None:
+            raise await self._custody.refuse_unknown(jws)
+        stored = await self._store.recall_response(f"enrol:{registration.id}", request_sha256)
+        if stored is not None:  # 3: the very same bytes were proved before
+            return stored.decode()
+        if registration.iak_blob is None:  # destroyed: what is left can only be told apart by its state
+            raise NftrustError(_STATE_REFUSALS[registration.state(self._clock.now())])
+        if registration.mac_algorithm != jws.header.alg:
+            raise NftrustError(Reason.PROOF_INVALID)
+        await self._custody.verify_proof(registration, jws)  # 4: the IAK
+        request = jose.parse_payload(jws, EnrolProof)
+        self._check_binding(request, registration)  # 5: meant for this CA, registration and NF
+        return await self._redeem(request, request_sha256, registration)
+
+    def _check_binding(self, request: EnrolProof | ConfirmProof, registration: Registration) -> None:
+        if request.ca_id != self._authority.ca_id or request.registration != registration.name:
+            raise NftrustError(Reason.PROOF_INVALID, "the proof is for another CA or registration")
+        if request.nf_instance_id != registration.identity.nf_instance_id:
+            raise NftrustError(Reason.IAK_FOR_OTHER_NF)
+
+    async def _redeem(self, request: EnrolProof, request_sha256: bytes, registration: Registration) -> str:
+        now = self._clock.now()
+        refusal = _STATE_REFUSALS.get(registration.state(now))
+        if refusal is not None:  # 6: open
+            raise NftrustError(refusal)
+        key = self._check_csr(request, registration)  # 7: the CSR
+        if registration.certificate_serial is not None:
+            await self._store.refuse_spent(registration.id, request.request_id, spki_sha256(key))
+        certificate = await self._issue(registration, key, now)  # 8: built, linted, signed
+        response = await self._custody.sign_message(
+            EnrolResponse(
+                request_sha256=jose.b64url(request_sha256),
+                registration=registration.name,
+                certificate=jose.b64url(certificate.der),
+                ca_certificates=[jose.b64url(der(ca)) for ca in self._authority.chain],
+            ),
+            url=ENROL_URL,
+        )
+        committed = await self._store.record_issuance(  # 9: issued means committed
+            Issuance(
+                certificate=certificate,
+                request_id=request.request_id,
+                request_sha256=request_sha256,
+                response=response.encode(),
+            )
+        )
+        return committed.decode()
+
+    def _check_csr(self, request: EnrolProof, registration: Registration) -> NfPublicKey:
+        if len(request.csr) > MAX_CSR_BYTES * 4 // 3 + 4:
+            raise NftrustError(Reason.CSR_TOO_LARGE)
+        try:
+            csr = jose.b64url_decode(request.csr)
+        except ValueError:
+            raise NftrustError(Reason.CSR_MALFORMED) from None
+        return check_csr(csr, registration.identity, self._authority.issuer.nf_subject, self._authority.public_key)
+
+    async def _issue(self, registration: Registration, key: NfPublicKey, now: datetime) -> IssuedCertificate:
+        profile = self._profiles.get(registration.profile)
+        if profile is None:  # the configuration changed after the registration
+            raise NftrustError(Reason.PROFILE_UNKNOWN)
+        prepared = issuance.prepare(profile, registration.identity, key, self._authority.issuer, now)
+        encoded = await self._custody.sign_certificate(prepared)
+        return IssuedCertificate(
+            serial=f"{prepared.serial:x}",
+            registration_id=registration.id,
+            nf_instance_id=registration.identity.nf_instance_id,
+            tenant=registration.tenant,
+            der=encoded,
+            sha256=jose.sha256(encoded),
+            spki_sha256=spki_sha256(key),
+            not_before=prepared.not_before,
+            not_after=prepared.not_after,
+            create_time=now,
+        )
+
+    async def confirm(self, proof: str) -> str:
+        """The signed response to a confirmation by the certificate's own key (security rule 11)."""
+        jws = jose.split(proof, typ=CONFIRM_TYP, url=CONFIRM_URL, algorithms=_CONFIRM_ALGORITHMS)
+        request_sha256 = jose.sha256(proof.encode())
+        try:
+            found = await self._store.find_certificate(jose.b64url_decode(jws.header.kid))
+        except ValueError:
+            found = None
+        if found is None:
+            raise NftrustError(Reason.PROOF_INVALID)
+        certificate, registration = found
+        jose.verify(x509.load_der_x509_certificate(certificate.der).public_key(), jws)
+        request = jose.parse_payload(jws, ConfirmProof)
+        self._check_binding(request, registration)
+        if request.certificate_sha256 != jose.b64url(certificate.sha256):
+            raise NftrustError(Reason.CONFIRMATION_MISMATCH)
+        stored = await self._store.recall_response(f"confirm:{registration.id}", request_sha256)
+        if stored is not None:
+            return stored.decode()
+        response = await self._custody.sign_message(
+            ConfirmResponse(
+                request_sha256=jose.b64url(request_sha256),
+                registration=registration.name,
+                confirm_time=int(self._clock.now().timestamp()),
+            ),
+            url=CONFIRM_URL,
+        )
+        return (await self._store.record_confirmation(certificate, request_sha256, response.encode())).decode()
+
+    async def trust_bundle(self, nonce: bytes) -> str:
+        """The CA certificates in force, signed over the caller's nonce."""
+        if not 16 <= len(nonce) <= 64:
+            raise invalid_field("nonce", "16 to 64 bytes")
+        bundle = TrustBundleResponse(
+            request_sha256=jose.b64url(jose.sha256(nonce)),
+            ca_id=self._authority.ca_id,
+            ca_certificates=[jose.b64url(der(ca)) for ca in self._authority.chain],
+        )
+        return await self._custody.sign_message(bundle, url=TRUST_BUNDLE_URL)

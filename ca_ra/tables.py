@@ -1,0 +1,100 @@
+"""The CA/RA's tables (SQLAlchemy Core). Changes need a revision in ``migrations/versions``."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, text
+
+from nftrust.storage.tables import UtcMicros, new_metadata
+
+METADATA = new_metadata()
+
+end_entity = Table(
+    "end_entity",
+    METADATA,
+    Column("nf_instance_id", String(36), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("nf_type", String(32), nullable=False),
+    Column("create_time", UtcMicros, nullable=False),
+    #: Set by a theft signal, lifted by OAM.
+    Column("suspend_time", UtcMicros),
+)
+
+end_entity_fqdn = Table(
+    "end_entity_fqdn",
+    METADATA,
+    Column("fqdn", String(253), primary_key=True),
+    Column("nf_instance_id", ForeignKey("end_entity.nf_instance_id"), primary_key=True),
+    Column("shared", Boolean, nullable=False),
+)
+
+#: A public key belongs to one NF only (security rule 3).
+end_entity_key = Table(
+    "end_entity_key",
+    METADATA,
+    Column("spki_sha256", LargeBinary, primary_key=True),
+    Column("nf_instance_id", ForeignKey("end_entity.nf_instance_id"), nullable=False),
+)
+
+#: A statement of an NF serves one request (security rule 2).
+nf_statement = Table(
+    "nf_statement",
+    METADATA,
+    Column("nonce", LargeBinary, primary_key=True),
+    Column("request_key", String(512), nullable=False),
+)
+
+registration = Table(
+    "registration",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("sequence", BigInteger, nullable=False, unique=True),
+    Column("reference", String(64), nullable=False, unique=True),
+    Column("nf_instance_id", ForeignKey("end_entity.nf_instance_id"), nullable=False),
+    Column("nf_type", String(32), nullable=False),
+    Column("fqdns", String(4200), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("profile", String(64), nullable=False),
+    Column("delivery_mode", String(16), nullable=False),
+    Column("mac_algorithm", String(16), nullable=False),
+    Column("transport_key_sha256", LargeBinary, nullable=False),
+    Column("create_time", UtcMicros, nullable=False),
+    Column("expire_time", UtcMicros, nullable=False),
+    Column("iak_blob", LargeBinary),
+    Column("row_mac", LargeBinary, nullable=False),
+    Column("certificate_serial", String(40)),
+    Column("issue_time", UtcMicros),
+    Column("confirm_time", UtcMicros),
+    Column("revoke_time", UtcMicros),
+    #: 1 while it may still lead to a certificate or a confirmation, else NULL.
+    Column("live", Integer),
+    Index("uq_registration_live", "nf_instance_id", unique=True, sqlite_where=text("live = 1"), postgresql_where=text("live = 1")),
+    Index("ix_registration_nf_sequence", "nf_instance_id", "sequence"),
+)
+
+certificate = Table(
+    "certificate",
+    METADATA,
+    Column("serial", String(40), primary_key=True),
+    Column("sequence", BigInteger, nullable=False, unique=True),
+    #: Consumption of the IAK is this row: one registration, one certificate (security rule 7).
+    Column("registration_id", ForeignKey("registration.id"), nullable=False, unique=True),
+    Column("nf_instance_id", String(36), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("der", LargeBinary, nullable=False),
+    Column("sha256", LargeBinary, nullable=False, unique=True),
+    Column("spki_sha256", LargeBinary, nullable=False),
+    Column("not_before", UtcMicros, nullable=False),
+    Column("not_after", UtcMicros, nullable=False),
+    Column("create_time", UtcMicros, nullable=False),
+    Column("confirm_time", UtcMicros),
+    Index("ix_certificate_nf_sequence", "nf_instance_id", "sequence"),
+)
+
+crl = Table(
+    "crl",
+    METADATA,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("der", LargeBinary, nullable=False),
+    Column("this_update", UtcMicros, nullable=False),
+    Column("next_update", UtcMicros, nullable=False),
+)

@@ -1,0 +1,128 @@
+"""What the CM proxy needs of its peers. Adapters raise NftrustError and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+from cmproxy.model import Enrolment, NetworkFunction
+
+
+@dataclass(frozen=True, slots=True)
+class NfInfo:
+    """What the NF says of itself over the verified day-0 channel; the statement is already checked."""
+
+    transport_key_sha256: bytes
+    statement: str
+    day0_chain: tuple[bytes, ...]
+    instantiate_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NfStatus:
+    """How far the NF agent is. Times are None until the step has happened."""
+
+    phase: Literal["armed", "enrolling", "confirmed", "failed"]
+    reason: str
+    registration: str
+    csr_time: datetime | None
+    request_time: datetime | None
+    certificate_time: datetime | None
+    confirm_time: datetime | None
+
+
+class NfSession(Protocol):
+    """A channel to one NF whose day-0 identity has been verified."""
+
+    async def info(self, enrolment_id: str, nonce: bytes) -> NfInfo: ...
+
+    async def deliver(self, enrolment_info: str, iak: bytes) -> None: ...
+
+    def watch(self) -> AsyncIterator[NfStatus]:
+        """The present status first, then every change."""
+        ...
+
+
+class NfPort(Protocol):
+    """Dials NF agents."""
+
+    def connect(self, nf: NetworkFunction) -> AbstractAsyncContextManager[NfSession]:
+        """Raises NftrustError(NF_UNREACHABLE, DAY0_*)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaRegistration:
+    """A registration at the CA/RA."""
+
+    name: str
+    state: Literal["open", "issued", "confirmed", "revoked", "expired"]
+    certificate: str
+    create_time: datetime
+    confirm_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationAnswer:
+    """Step 6. ``iak`` is empty but in the tls-only mode, and never stored."""
+
+    registration: CaRegistration
+    enrolment_info: str
+    iak: bytes
+
+    def __repr__(self) -> str:
+        return f"RegistrationAnswer({self.registration.name})"
+
+
+class CaRaPort(Protocol):
+    """The CA/RA as the proxy needs it; our own CA/RA is the first adapter."""
+
+    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+        """The request to persist before it is sent; opaque to the caller."""
+        ...
+
+    async def register(self, intent: bytes) -> RegistrationAnswer:
+        """Steps 5 and 6; the same intent has one effect."""
+        ...
+
+    async def get(self, registration: str) -> CaRegistration: ...
+
+    async def revoke(self, registration: str) -> None:
+        """Void it; one that has ended stays as it is."""
+        ...
+
+
+class VerifierPort(Protocol):
+    """The attestation verifier (RFC 9334); the proxy is the Relying Party."""
+
+    async def require_affirming(self, nf: NetworkFunction) -> str:
+        """What the decision rests on, for a reader. Raises NftrustError(ATTESTATION_RESULT_MISSING)."""
+        ...
+
+
+class EnrolmentLease(Protocol):
+    """The runner's hold on enrolments in storage; every write is guarded by the epoch."""
+
+    async def claim(self, owner: str, limit: int) -> list[Enrolment]:
+        """Due enrolments, leased to ``owner`` under a new epoch."""
+        ...
+
+    async def renew(self, enrolment: Enrolment) -> bool:
+        """Extend the lease; False where it is lost."""
+        ...
+
+    async def save(self, enrolment: Enrolment, *, hold: bool, pin: bytes | None = None) -> Enrolment | None:
+        """Write under the epoch; ``hold`` keeps the lease, else ``next_time`` stands.
+
+        ``pin`` records the NF's transport key with it. None where the lease is lost.
+        """
+        ...
+
+    async def release_all(self, owner: str) -> None:
+        """A restarted instance takes over its own leases at once."""
+        ...
+
+    async def network_function(self, nf_instance_id: str) -> NetworkFunction: ...

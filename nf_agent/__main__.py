@@ -1,0 +1,85 @@
+"""The command `nf-agent`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from nf_agent.agent import NfAgent
+from nf_agent.config import AgentConfig
+from nf_agent.initialise import initialise
+from nf_agent.state import StateStore
+from nftrust import logs
+from nftrust.errors import NftrustError
+
+EX_CONFIG = 78
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: done; 2: wrong usage; 78: cannot start, the one line on standard error says why."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = AgentConfig.from_file(arguments.config)
+        logs.configure(config.log, role="nf-agent")
+        code: int = arguments.run(config)
+        return code
+    except NftrustError as error:
+        print(f"nf-agent: {error.reason.name}: {error.message} {error.reason.remedy}", file=sys.stderr)
+        return EX_CONFIG
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nf-agent", description="Gives a 5G network function its certificate.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("init", _init, "make the keys of a new NF instance and the request for its day-0 certificate"),
+        ("run", _run, "serve the CM proxy and enrol"),
+        ("status", _status, "print the stored state"),
+        ("rearm", _rearm, "accept another delivery although a certificate is held (agent stopped)"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", type=Path, required=True, help="TOML file (docs/configuration.md)")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _init(config: AgentConfig) -> int:
+    made = initialise(config)
+    print(f"NF instance id        {config.nf_instance_id}")
+    print(f"transport key SHA-256 {made.transport_key_sha256.hex()}")
+    print(f"day-0 request         {made.day0_csr}")
+    return 0
+
+
+def _run(config: AgentConfig) -> int:
+    return asyncio.run(_serve(config))
+
+
+async def _serve(config: AgentConfig) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with NfAgent.open(config):
+        await stop.wait()
+    return 0
+
+
+def _status(config: AgentConfig) -> int:
+    state = StateStore.open(config.state_dir, config.nf_instance_id).state
+    print(f"phase        {state.phase} {state.reason}".rstrip())
+    if state.attempt is not None:
+        print(f"registration {state.attempt.registration}")
+    return 0
+
+
+def _rearm(config: AgentConfig) -> int:
+    StateStore.open(config.state_dir, config.nf_instance_id).rearm()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What the agent accepts: enrolment information (step 7) and the CA/RA's responses (step 10).
+
+Pure checks, numbered; no I/O. The agent believes a response only if it is
+signed by the response key that step 7 named, so that a stolen TLS key of the
+CA/RA cannot plant a trust anchor (security rule 12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from nftrust import jose
+from nftrust.errors import NftrustError, Reason
+from nftrust.identity import urn
+from nftrust.messages import (
+    ENROLMENT_INFO_TYP,
+    RESPONSE_TYP,
+    DeliveryMode,
+    EnrolmentInfo,
+    EnrolResponse,
+    Payload,
+)
+from nftrust.x509 import nftypes
+from nftrust.x509.authority import check_response_certificate
+from nftrust.x509.keys import NfPublicKey, spki_sha256
+from nftrust.x509.path import MAX_CERTIFICATE_BYTES, PathInvalid, load_chain, validate_path
+
+_ES256 = frozenset({"ES256"})
+P = TypeVar("P", bound=Payload)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedInfo:
+    """Enrolment information that has passed all checks."""
+
+    info: EnrolmentInfo
+    #: Issuing CA first, root last.
+    ca_chain: tuple[x509.Certificate, ...]
+    response_key: ec.EllipticCurvePublicKey
+
+    def read_response(self, text: str, url: str, payload_type: type[P]) -> P:
+        """A response of the CA/RA, verified. Raises NftrustError(RESPONSE_INVALID)."""
+        try:
+            jws = jose.split(text, typ=RESPONSE_TYP, url=url, algorithms=_ES256)
+            jose.verify(self.response_key, jws)
+            return jose.parse_payload(jws, payload_type)
+        except NftrustError:
+            raise NftrustError(Reason.RESPONSE_INVALID) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What the agent knows by itself."""
+
+    nf_instance_id: str
+    transport_key_sha256: bytes
+    minimum_delivery_mode: DeliveryMode
+    #: A preconfigured anchor wins over a delivered one.
+    trust_anchor: x509.Certificate | None
+
+
+def accept_enrolment_info(text: str, expected: Expectations, has_clear_iak: bool, now: datetime) -> AcceptedInfo:
+    """The enrolment information, after checks 1 to 5. Raises NftrustError(ENROLMENT_INFO_INVALID)."""
+
+    def refuse(why: str) -> NftrustError:
+        return NftrustError(Reason.ENROLMENT_INFO_INVALID, why)
+
+    try:
+        jws = jose.split(text, typ=ENROLMENT_INFO_TYP, algorithms=_ES256)  # 1: form
+        info = jose.parse_payload(jws, EnrolmentInfo)  # needed to find the key; believed only after 3
+        chain = load_chain([jose.b64url_decode(certificate) for certificate in info.ca_certificates])
+        response_certificate = _load(info.response_certificate)
+        anchor = expected.trust_anchor or chain[-1]
+        if chain[-1] != anchor:  # 2: the anchor
+            raise refuse("the delivered root is not the preconfigured one")
+        response_key = check_response_certificate(response_certificate, chain, now)
+        jose.verify(response_key, jws)  # 3: signed by the CA/RA's response key
+    except (NftrustError, PathInvalid, ValueError):
+        raise refuse("the enrolment information does not verify") from None
+    issuing_key = chain[0].public_key()
+    if not isinstance(issuing_key, ec.EllipticCurvePublicKey) or info.ca_id != jose.b64url(spki_sha256(issuing_key)):
+        raise refuse("it names another CA")
+    if info.nf_instance_id != expected.nf_instance_id:  # 4: for this NF and its transport key
+        raise refuse("it is for another NF")
+    if info.transport_key_sha256 != jose.b64url(expected.transport_key_sha256):
+        raise refuse("it is for another transport key")
+    if info.delivery_mode == "tls-only" and expected.minimum_delivery_mode == "wrapped":  # 5: the NF's minimum
+        raise refuse("the delivery mode is below the NF's minimum")
+    if has_clear_iak != (info.delivery_mode == "tls-only") or bool(info.wrapped_iak) == has_clear_iak:
+        raise refuse("the IAK is not delivered as the mode says")
+    return AcceptedInfo(info, tuple(chain), response_key)
+
+
+def require_alive(accepted: AcceptedInfo, now: datetime) -> None:
+    """Raises NftrustError(IAK_EXPIRED)."""
+    if now.timestamp() >= accepted.info.expire_time:
+        raise NftrustError(Reason.IAK_EXPIRED)
+
+
+def accept_certificate(
+    response: EnrolResponse, accepted: AcceptedInfo, request_sha256: bytes, own_key: NfPublicKey, now: datetime
+) -> Sequence[bytes]:
+    """The chain (certificate, issuing CA, root; DER) for our key, names and anchor; checks 1 to 5.
+
+    Raises NftrustError(RESPONSE_INVALID).
+    """
+
+    def refuse(why: str) -> NftrustError:
+        return NftrustError(Reason.RESPONSE_INVALID, why)
+
+    info = accepted.info
+    if response.request_sha256 != jose.b64url(request_sha256) or response.registration != info.registration:  # 1
+        raise refuse("it answers another request")
+    try:
+        encoded = jose.b64url_decode(response.certificate)
+        [certificate] = load_chain([encoded])
+        validate_path([certificate, *accepted.ca_chain[:-1]], [accepted.ca_chain[-1]], now)  # 2: the anchor
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        types = certificate.extensions.get_extension_for_oid(nftypes.NF_TYPES_OID).value
+        assert isinstance(types, x509.UnrecognizedExtension)
+        certified_types = nftypes.decode(types.value)
+    except (PathInvalid, ValueError, x509.ExtensionNotFound):
+        raise refuse("the certificate does not verify") from None
+    if certificate.public_key() != own_key:  # 3: our key
+        raise refuse("the certificate is for another key")
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if urn(info.nf_instance_id) not in uris or set(names.get_values_for_type(x509.DNSName)) != set(info.fqdns):  # 4
+        raise refuse("the certificate has other names")
+    if certified_types != [info.nf_type]:  # 5
+        raise refuse("the certificate has another NF type")
+    return [encoded, *(jose.b64url_decode(ca) for ca in info.ca_certificates)]
+
+
+def _load(text: str) -> x509.Certificate:
+    encoded = jose.b64url_decode(text)
+    if len(encoded) > MAX_CERTIFICATE_BYTES:
+        raise ValueError("too large")
+    return x509.load_der_x509_certificate(encoded)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,251 @@
+"""The NF agent as a component: the embedding API and the composition root.
+
+    async with NfAgent.open(AgentConfig.from_file(path)) as agent:
+        credential = await agent.credential()
+        agent.on_change(lambda credential: reload_tls(credential))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec.structs import replace
+
+from nf_agent.acceptance import AcceptedInfo, Expectations, accept_enrolment_info, require_alive, utc_now
+from nf_agent.ca_ra import GrpcEnrolmentPort
+from nf_agent.config import AgentConfig
+from nf_agent.procedure import Procedure, new_attempt
+from nf_agent.service import AgentServicer, serve
+from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore, write_atomically
+from nftrust import jose
+from nftrust.errors import NftrustError, Reason
+from nftrust.pkcs11.client import TokenClient
+from nftrust.pkcs11.keys import TokenPrivateKey, token_private_key
+from nftrust.pkcs11.operations import ImportSecret, ListKeys, PublicKey
+from nftrust.x509.path import pem_chain
+
+log = logging.getLogger("nf_agent")
+
+CERTIFICATE_FILE = "certificate.pem"
+TRUST_ANCHOR_FILE = "trust-anchor.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The NF's operator certificate and the key in the token that belongs to it."""
+
+    #: Certificate first, then the issuing CA.
+    chain: tuple[x509.Certificate, ...]
+    #: The operator's root.
+    trust_anchor: x509.Certificate
+    #: A pyca private key that signs in the token.
+    private_key: TokenPrivateKey
+    #: RFC 7512 URI of the key.
+    pkcs11_uri: str
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        return self.chain[0]
+
+
+class NfAgent:
+    """One NF's agent: serves the CM proxy, enrols at the CA/RA, keeps the credential."""
+
+    def __init__(self, config: AgentConfig, states: StateStore, token: TokenClient, expected: Expectations) -> None:
+        self.config = config
+        self._states = states
+        self._token = token
+        self._expected = expected
+        self._changed = asyncio.Event()
+        self._callbacks: list[Callable[[Credential], None]] = []
+        states.on_change(self._wake)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, config: AgentConfig) -> AsyncIterator[Self]:
+        """Start everything; stop it at the end of the block.
+
+        Raises NftrustError(TOKEN_MISSING, PIN_INCORRECT, KEY_MISSING, STATE_FOREIGN,
+        STATE_CORRUPT, PORT_IN_USE, CONFIG_INVALID).
+        """
+        states = StateStore.open(config.state_dir, config.nf_instance_id)
+        token = TokenClient.in_process(config.token)
+        try:
+            await asyncio.to_thread(token.ready)
+            transport_key = await token.run(PublicKey(TRANSPORT_KEY))
+            anchor = None
+            if config.trust_anchor is not None:
+                anchor = x509.load_pem_x509_certificate(read_file(config.trust_anchor))
+            expected = Expectations(
+                config.nf_instance_id, jose.sha256(transport_key), config.minimum_delivery_mode, anchor
+            )
+            agent = cls(config, states, token, expected)
+            async with agent._running(transport_key):
+                yield agent
+        finally:
+            await asyncio.to_thread(token.close)
+
+    @contextlib.asynccontextmanager
+    async def _running(self, transport_key: bytes) -> AsyncIterator[None]:
+        day0_chain = x509.load_pem_x509_certificates(read_file(self.config.listener.tls.certificate))
+        day0_key = load_pem_private_key(read_file(self.config.listener.tls.private_key), None)
+        if not isinstance(day0_key, ec.EllipticCurvePrivateKey):
+            raise NftrustError(Reason.CONFIG_INVALID, "the day-0 key is not an EC key")
+        servicer = AgentServicer(self, transport_key, day0_key, day0_chain)
+        server = serve(self.config, servicer)
+        await server.start()
+        worker = asyncio.create_task(self._work())
+        try:
+            yield
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+            await server.stop()
+
+    # What an embedding NF uses
+
+    @property
+    def state(self) -> AgentState:
+        """The agent's present state."""
+        return self._states.state
+
+    async def credential(self) -> Credential:
+        """Wait until there is a confirmed certificate, then return it."""
+        while self._states.state.current is None:
+            await self.changed()
+        return await self._load_credential(self._states.state.current)
+
+    def on_change(self, callback: Callable[[Credential], None]) -> None:
+        """Call back with each new credential, from the event loop."""
+        self._callbacks.append(callback)
+
+    async def changed(self) -> None:
+        """Wait for the next change of :attr:`state`."""
+        await self._changed.wait()
+
+    def rearm(self) -> None:
+        """Accept another delivery although a certificate is held (security rule 4: re-armed locally)."""
+        self._states.rearm()
+
+    # What the CM proxy does through the service
+
+    async def deliver(self, enrolment_info: str, iak: bytes) -> None:
+        """Step 7. Raises NftrustError(ENROLMENT_INFO_INVALID, AGENT_NOT_ARMED)."""
+        state = self._states.state
+        if state.phase == "enrolling" and state.attempt and state.attempt.enrolment_info == enrolment_info:
+            return
+        now = utc_now()
+        accepted = accept_enrolment_info(enrolment_info, self._expected, bool(iak), now)
+        require_alive(accepted, now)
+        registration = accepted.info.registration
+        held = state.current is not None and state.phase == "confirmed"
+        replayed = state.current is not None and state.current.registration == registration
+        if replayed or (held and not accepted.info.re_enrolment):
+            raise NftrustError(Reason.AGENT_NOT_ARMED)
+        label = None
+        if iak:
+            label = f"iak-{jose.sha256(registration.encode()).hex()[:32]}"
+            if not any(key.label == label for key in await self._token.run(ListKeys())):
+                await self._token.run(ImportSecret(label, iak))
+        attempt = new_attempt(enrolment_info, registration, label)
+        self._states.save(replace(self._states.state, phase="enrolling", reason="", attempt=attempt))
+        log.info("enrolment information accepted", extra={"registration": registration})
+
+    # The worker
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _work(self) -> None:
+        """Run attempts until cancelled; a delivery in the middle replaces the attempt."""
+        port = GrpcEnrolmentPort(self.config.request_timeout_seconds)
+        procedure = Procedure(self._states, self._token, port, self.config.key_type)
+        while True:
+            while self._states.state.phase != "enrolling":
+                await self.changed()
+            attempt = self._states.state.attempt
+            assert attempt is not None
+            run = asyncio.create_task(self._run_attempt(procedure, attempt))
+            while not run.done() and self._is_current(attempt):
+                change = asyncio.create_task(self.changed())
+                await asyncio.wait({run, change}, return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
+
+    def _is_current(self, attempt: Attempt) -> bool:
+        state = self._states.state
+        return state.attempt is not None and state.attempt.request_id == attempt.request_id
+
+    async def _run_attempt(self, procedure: Procedure, attempt: Attempt) -> None:
+        """Try until confirmed, refused for good, or the IAK's end; full-jitter back-off."""
+        failures = 0
+        while True:
+            try:
+                accepted = self._accept_again(attempt)
+                await procedure.run(accepted)
+            except NftrustError as error:
+                if not error.transient:
+                    self._fail(error)
+                    return
+                failures += 1
+                log.warning("attempt failed, will be retried", extra={"reason": error.reason.name})
+                cap = min(self.config.retry_cap_seconds, 0.2 * 2 ** min(failures, 12))
+                await asyncio.sleep(max(random.uniform(0, cap), error.retry_after or 0.05))
+            else:
+                await self._publish()
+                return
+
+    def _accept_again(self, attempt: Attempt) -> AcceptedInfo:
+        """The delivered information, checked as at delivery; a request that went out may outlive the IAK."""
+        now = utc_now()
+        accepted = accept_enrolment_info(
+            attempt.enrolment_info, self._expected, attempt.iak_label is not None, now
+        )
+        if attempt.proof is None:
+            require_alive(accepted, now)
+        return accepted
+
+    def _fail(self, error: NftrustError) -> None:
+        log.error("enrolment refused", extra={"reason": error.reason.name})
+        self._states.save(replace(self._states.state, phase="failed", reason=error.reason.name))
+
+    async def _publish(self) -> None:
+        """Certificate and anchor as files for the NF, then the callbacks."""
+        current = self._states.state.current
+        assert current is not None
+        credential = await self._load_credential(current)
+        write_atomically(self.config.state_dir / CERTIFICATE_FILE, pem_chain(credential.chain), 0o644)
+        write_atomically(self.config.state_dir / TRUST_ANCHOR_FILE, pem_chain([credential.trust_anchor]), 0o644)
+        log.info("certificate confirmed", extra={"serial": f"{credential.certificate.serial_number:x}"})
+        for callback in self._callbacks:
+            try:
+                callback(credential)
+            except Exception:
+                log.exception("a callback of the embedding NF failed")
+
+    async def _load_credential(self, current: Attempt) -> Credential:
+        *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in current.chain)
+        key = await asyncio.to_thread(token_private_key, self._token, current.key_label)
+        uri = f"pkcs11:token={quote(self.config.token.label)};object={quote(current.key_label)};type=private"
+        return Credential(tuple(chain), root, key, uri)
+
+
+def read_file(path: Path) -> bytes:
+    """Raises NftrustError(CONFIG_INVALID) that names the file."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: cannot be read") from None

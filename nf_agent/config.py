@@ -1,0 +1,46 @@
+"""The NF agent's configuration (docs/configuration.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from nftrust.config import Deployment, ListenerConfig, LogConfig, Section, TokenConfig, load
+from nftrust.identity import parse_nf_instance_id
+from nftrust.messages import DeliveryMode
+
+
+class AgentConfig(Section, frozen=True):
+    """One NF instance.
+
+    ``listener.tls`` is the day-0 credential; its ``client_ca`` is the anchor
+    by which the NF knows the CM proxy.
+    """
+
+    nf_instance_id: str
+    #: State and certificates; belongs to this instance alone.
+    state_dir: Path
+    token: TokenConfig
+    listener: ListenerConfig
+    deployment: Deployment = "production"
+    #: The NF's own minimum (security rule 5): what it is offered may fail, never weaken it.
+    minimum_delivery_mode: DeliveryMode = "wrapped"
+    key_type: Literal["ec-p256", "ec-p384"] = "ec-p256"
+    #: PEM of the operator's root; wins over what step 7 delivers (security rule 12).
+    trust_anchor: Path | None = None
+    #: URIs of the CM proxies that may deliver; empty: any of the services CA.
+    cm_proxies: tuple[str, ...] = ()
+    request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    retry_cap_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if parse_nf_instance_id(self.nf_instance_id) != self.nf_instance_id:
+            raise ValueError("nf_instance_id is not in lower case")
+
+    @classmethod
+    def from_file(cls, path: Path) -> AgentConfig:
+        """Raises NftrustError(CONFIG_INVALID)."""
+        return load(cls, path)

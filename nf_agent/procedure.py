@@ -1,0 +1,169 @@
+"""Steps 8 to 10 on the NF's side: key pair and CSR, request, certificate, confirmation.
+
+Every step is persisted before its effect is attempted, so that the agent may
+be killed at any instant: the request that went out is the request that goes
+out again, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec.structs import replace
+
+from nf_agent.acceptance import AcceptedInfo, accept_certificate, utc_now
+from nf_agent.state import TRANSPORT_KEY, Attempt, StateStore
+from nftrust import jose
+from nftrust.errors import NftrustError, Reason
+from nftrust.identity import urn
+from nftrust.messages import (
+    CONFIRM_TYP,
+    CONFIRM_URL,
+    ENROL_TYP,
+    ENROL_URL,
+    ConfirmProof,
+    ConfirmResponse,
+    EnrolProof,
+    EnrolResponse,
+)
+from nftrust.pkcs11.client import TokenClient
+from nftrust.pkcs11.keys import token_private_key
+from nftrust.pkcs11.operations import DestroyKey, GenerateKeyPair, ListKeys, Mac, TransportIakMac
+
+
+class EnrolmentPort(Protocol):
+    """The CA/RA's EnrolmentService as the procedure needs it."""
+
+    async def enrol(self, accepted: AcceptedInfo, proof: str) -> str:
+        """The signed response. Raises NftrustError as the CA/RA gave it."""
+        ...
+
+    async def confirm(self, accepted: AcceptedInfo, proof: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Procedure:
+    """Runs one attempt to its end; resumes wherever it was left."""
+
+    states: StateStore
+    token: TokenClient
+    ca_ra: EnrolmentPort
+    key_type: Literal["ec-p256", "ec-p384"]
+
+    async def run(self, accepted: AcceptedInfo) -> None:
+        """Until the certificate is confirmed. Raises NftrustError; transient ones are worth another run."""
+        if self._attempt.proof is None:
+            await self._make_request(accepted)
+        if not self._attempt.chain:
+            await self._request_certificate(accepted)
+        await self._confirm(accepted)
+
+    @property
+    def _attempt(self) -> Attempt:
+        attempt = self.states.state.attempt
+        assert attempt is not None
+        return attempt
+
+    def _save(self, attempt: Attempt) -> None:
+        self.states.save(replace(self.states.state, attempt=attempt))
+
+    async def _make_request(self, accepted: AcceptedInfo) -> None:
+        """Step 8: a fresh key pair and CSR in the token, and the proof over them by the IAK."""
+        attempt = self._attempt
+        info = accepted.info
+        await self._destroy(attempt.key_label)  # left by a kill before the request was persisted
+        await self.token.run(GenerateKeyPair(attempt.key_label, self.key_type))
+        csr = await asyncio.to_thread(self._sign_csr, attempt.key_label, info.nf_instance_id, info.fqdns)
+        request = EnrolProof(
+            ca_id=info.ca_id,
+            registration=info.registration,
+            nf_instance_id=info.nf_instance_id,
+            request_id=attempt.request_id,
+            csr=jose.b64url(csr),
+        )
+        header = jose.Header(alg=info.mac_algorithm, typ=ENROL_TYP, kid=info.reference, url=ENROL_URL)
+        data = jose.signing_input(header, request)
+        if attempt.iak_label is not None:
+            mac = await self.token.run(Mac(attempt.iak_label, data))
+        else:
+            mac = await self.token.run(TransportIakMac(TRANSPORT_KEY, jose.b64url_decode(info.wrapped_iak), data))
+        self._save(replace(attempt, proof=jose.join(data, mac), csr_time=utc_now().timestamp()))
+
+    async def _destroy(self, label: str) -> None:
+        if any(key.label == label for key in await self.token.run(ListKeys())):
+            await self.token.run(DestroyKey(label))
+
+    def _sign_csr(self, key_label: str, nf_instance_id: str, fqdns: list[str]) -> bytes:
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(urn(nf_instance_id))]
+        names += [x509.DNSName(name) for name in fqdns]
+        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        key = token_private_key(self.token, key_label)
+        digest = hashes.SHA384() if self.key_type == "ec-p384" else hashes.SHA256()
+        return builder.sign(key, digest).public_bytes(Encoding.DER)
+
+    async def _request_certificate(self, accepted: AcceptedInfo) -> None:
+        """Steps 9 and 10."""
+        attempt = self._attempt
+        assert attempt.proof is not None
+        if attempt.request_time is None:
+            attempt = replace(attempt, request_time=utc_now().timestamp())
+            self._save(attempt)
+        text = await self.ca_ra.enrol(accepted, attempt.proof)
+        response = accepted.read_response(text, ENROL_URL, EnrolResponse)
+        key = await asyncio.to_thread(lambda: token_private_key(self.token, attempt.key_label).public_key())
+        chain = accept_certificate(response, accepted, jose.sha256(attempt.proof.encode()), key, utc_now())
+        self._save(
+            replace(attempt, chain=tuple(der.hex() for der in chain), certificate_time=utc_now().timestamp())
+        )
+
+    async def _confirm(self, accepted: AcceptedInfo) -> None:
+        """The new key confirms the certificate (security rule 11); then the IAK is gone."""
+        attempt = self._attempt
+        if attempt.confirmation is None:
+            attempt = replace(attempt, confirmation=await asyncio.to_thread(self._sign_confirmation, accepted))
+            self._save(attempt)
+        assert attempt.confirmation is not None
+        text = await self.ca_ra.confirm(accepted, attempt.confirmation)
+        response = accepted.read_response(text, CONFIRM_URL, ConfirmResponse)
+        if response.request_sha256 != jose.b64url(jose.sha256(attempt.confirmation.encode())):
+            raise NftrustError(Reason.RESPONSE_INVALID)
+        if attempt.iak_label is not None:
+            await self._destroy(attempt.iak_label)
+        attempt = replace(attempt, confirm_time=utc_now().timestamp(), iak_label=None)
+        self.states.save(
+            replace(self.states.state, phase="confirmed", reason="", attempt=attempt, current=attempt)
+        )
+
+    def _sign_confirmation(self, accepted: AcceptedInfo) -> str:
+        attempt, info = self._attempt, accepted.info
+        key = token_private_key(self.token, attempt.key_label)
+        certificate_sha256 = jose.b64url(jose.sha256(bytes.fromhex(attempt.chain[0])))
+        payload = ConfirmProof(
+            ca_id=info.ca_id,
+            registration=info.registration,
+            nf_instance_id=info.nf_instance_id,
+            request_id=attempt.request_id,
+            certificate_sha256=certificate_sha256,
+        )
+        algorithm = jose.algorithm_for(key.public_key())
+        header = jose.Header(alg=algorithm, typ=CONFIRM_TYP, kid=certificate_sha256, url=CONFIRM_URL)
+        return jose.sign(key, header, payload)
+
+
+def new_attempt(enrolment_info: str, registration: str, iak_label: str | None) -> Attempt:
+    """An attempt with its request id and key label chosen, nothing done yet."""
+    request_id = str(uuid.uuid4())
+    return Attempt(
+        enrolment_info=enrolment_info,
+        registration=registration,
+        iak_label=iak_label,
+        request_id=request_id,
+        key_label=f"nf-{request_id}",
+    )

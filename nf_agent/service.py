@@ -1,0 +1,130 @@
+"""AgentService over gRPC: parse, call, convert."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from nf_agent.config import AgentConfig
+from nf_agent.state import AgentState
+from nftrust import jose
+from nftrust.api.nf_agent.v1 import agent_service_pb2 as pb
+from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
+from nftrust.errors import invalid_field
+from nftrust.messages import IAK_BYTES, STATEMENT_TYP, NfStatement
+from nftrust.rpc.authz import HEALTH_AND_REFLECTION, AuthorisationTable
+from nftrust.rpc.peer import current_peer
+from nftrust.rpc.server import RpcServer, ServiceBinding
+from nftrust.x509.path import der
+
+if TYPE_CHECKING:
+    from nf_agent.agent import NfAgent
+
+_SERVICE = "/nftrust.api.nf_agent.v1.AgentService/"
+_PROXY = frozenset({"cm-proxy"})
+TABLE: AuthorisationTable = {
+    _SERVICE + "GetAgentInfo": _PROXY,
+    _SERVICE + "DeliverEnrolmentInfo": _PROXY,
+    _SERVICE + "GetStatus": _PROXY,
+    _SERVICE + "WatchStatus": _PROXY,
+}
+_STATES = {
+    "armed": pb.AgentStatus.ARMED,
+    "enrolling": pb.AgentStatus.ENROLLING,
+    "confirmed": pb.AgentStatus.CONFIRMED,
+    "failed": pb.AgentStatus.FAILED,
+}
+MAX_INFO_BYTES = 48 * 1024
+
+
+class AgentServicer(AgentServiceServicer):
+    """The NF's side of the day-0 channel."""
+
+    def __init__(
+        self,
+        agent: NfAgent,
+        transport_key: bytes,
+        day0_key: ec.EllipticCurvePrivateKey,
+        day0_chain: Sequence[x509.Certificate],
+    ) -> None:
+        self._agent = agent
+        self._transport_key = transport_key
+        self._day0_key = day0_key
+        self._day0_chain = [der(certificate) for certificate in day0_chain]
+
+    async def GetAgentInfo(
+        self, request: pb.GetAgentInfoRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.AgentInfo:
+        if not 1 <= len(request.enrolment) <= 256:
+            raise invalid_field("enrolment", "1 to 256 characters")
+        if not 16 <= len(request.nonce) <= 64:
+            raise invalid_field("nonce", "16 to 64 bytes")
+        state = self._agent.state
+        statement = NfStatement(
+            nf_instance_id=state.nf_instance_id,
+            transport_key=jose.b64url(self._transport_key),
+            enrolment=request.enrolment,
+            nonce=jose.b64url(request.nonce),
+        )
+        header = jose.Header(alg=jose.algorithm_for(self._day0_key.public_key()), typ=STATEMENT_TYP)
+        return pb.AgentInfo(
+            nf_instance_id=state.nf_instance_id,
+            transport_key=self._transport_key,
+            statement=jose.sign(self._day0_key, header, statement),
+            day0_chain=self._day0_chain,
+            instantiate_time=_timestamp(state.instantiate_time),
+        )
+
+    async def DeliverEnrolmentInfo(
+        self, request: pb.DeliverEnrolmentInfoRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.DeliverEnrolmentInfoResponse:
+        if not 1 <= len(request.enrolment_info) <= MAX_INFO_BYTES:
+            raise invalid_field("enrolment_info", f"1 to {MAX_INFO_BYTES} characters")
+        if len(request.iak) not in (0, IAK_BYTES):
+            raise invalid_field("iak", f"{IAK_BYTES} bytes or none")
+        await self._agent.deliver(request.enrolment_info, request.iak)
+        return pb.DeliverEnrolmentInfoResponse()
+
+    async def GetStatus(
+        self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.AgentStatus:
+        return status_of(self._agent.state)
+
+    async def WatchStatus(
+        self, request: pb.WatchStatusRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> AsyncIterator[pb.AgentStatus]:
+        while True:
+            change = asyncio.ensure_future(self._agent.changed())
+            try:
+                yield status_of(self._agent.state)
+                await change
+            finally:
+                change.cancel()
+
+
+def status_of(state: AgentState) -> pb.AgentStatus:
+    """The agent's state as the CM proxy sees it."""
+    status = pb.AgentStatus(state=_STATES[state.phase], reason=state.reason)
+    attempt = state.attempt
+    if attempt is None:
+        return status
+    status.registration = attempt.registration
+    for field in ("csr_time", "request_time", "certificate_time", "confirm_time"):
+        seconds = getattr(attempt, field)
+        if seconds is not None:
+            getattr(status, field).CopyFrom(_timestamp(seconds))
+    if attempt.chain:
+        status.certificate_sha256 = jose.sha256(bytes.fromhex(attempt.chain[0]))
+    return status
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(int(seconds * 1_000_000))
+    return stamp

@@ -1,0 +1,128 @@
+"""What the agent remembers: one JSON file, replaced atomically and durably.
+
+It holds no secret: the IAK is in it only wrapped for the token's transport key.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from nftrust.errors import NftrustError, Reason
+
+TRANSPORT_KEY = "nf-transport"
+STATE_FILE = "state.json"
+Phase = Literal["armed", "enrolling", "confirmed", "failed"]
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One enrolment, from delivery on. Times are seconds since the epoch."""
+
+    enrolment_info: str
+    registration: str
+    #: Label of the token-held IAK; only in the tls-only mode.
+    iak_label: str | None = None
+    request_id: str
+    key_label: str
+    #: The request, persisted before it is sent, so that a repetition is the same bytes.
+    proof: str | None = None
+    confirmation: str | None = None
+    #: DER, hexadecimal: certificate, issuing CA, root.
+    chain: tuple[str, ...] = ()
+    csr_time: float | None = None
+    request_time: float | None = None
+    certificate_time: float | None = None
+    confirm_time: float | None = None
+
+
+class AgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent's whole memory."""
+
+    nf_instance_id: str
+    instantiate_time: float
+    phase: Phase = "armed"
+    #: Why the last attempt failed, or is being retried.
+    reason: str = ""
+    #: The attempt under way, or the last one.
+    attempt: Attempt | None = None
+    #: The confirmed attempt whose certificate is in use.
+    current: Attempt | None = None
+
+
+class StateStore:
+    """Reads and replaces :class:`AgentState`; the same object for every part of the agent."""
+
+    def __init__(self, directory: Path, state: AgentState) -> None:
+        self._path = directory / STATE_FILE
+        self._state = state
+        self._listeners: list[Callable[[], None]] = []
+
+    @classmethod
+    def open(cls, directory: Path, nf_instance_id: str) -> StateStore:
+        """Raises NftrustError(STATE_CORRUPT, STATE_FOREIGN, KEY_MISSING where never initialised)."""
+        state = read_state(directory)
+        if state is None:
+            raise NftrustError(Reason.KEY_MISSING, f"{directory}: not initialised; run `nf-agent init`")
+        if state.nf_instance_id != nf_instance_id:
+            raise NftrustError(Reason.STATE_FOREIGN)
+        return cls(directory, state)
+
+    @property
+    def state(self) -> AgentState:
+        return self._state
+
+    def save(self, state: AgentState) -> None:
+        """Durable before it returns. Raises NftrustError(STORAGE_UNAVAILABLE)."""
+        write_atomically(self._path, msgspec.json.format(msgspec.json.encode(state), indent=1))
+        self._state = state
+        for listener in self._listeners:
+            listener()
+
+    def rearm(self) -> None:
+        """Accept another delivery although a certificate is held (security rule 4: re-armed locally)."""
+        self.save(msgspec.structs.replace(self._state, phase="armed", reason=""))
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+
+def read_state(directory: Path) -> AgentState | None:
+    """The stored state, or None where there is none. Raises NftrustError(STATE_CORRUPT)."""
+    try:
+        raw = (directory / STATE_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=AgentState)
+    except msgspec.MsgspecError:
+        raise NftrustError(Reason.STATE_CORRUPT) from None
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path``; after a crash it is the old or the new file, whole.
+
+    Raises NftrustError(STORAGE_UNAVAILABLE).
+    """
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fchmod(handle.fileno(), mode)
+            os.fsync(handle.fileno())
+        Path(temporary).replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise NftrustError(Reason.STORAGE_UNAVAILABLE) from None
