@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -35,8 +34,6 @@ class Custody:
 
     def __init__(self, token: TokenClient) -> None:
         self._token = token
-        # Proofs on unknown references cost the same token work as wrong ones.
-        self._decoy_blob = secrets.token_bytes(40)
 
     async def mint(self, recipient: rsa.RSAPublicKey | None) -> MintedKey:
         """An IAK born in the token: wrapped for ``recipient``, or in clear for the tls-only mode."""
@@ -59,13 +56,8 @@ class Custody:
                 VerifyIakMac(VAULT_KEK, registration.iak_blob, jws.signing_input, jws.signature),
             ]
         )
-        # The row first: a tampered blob makes its proof fail in the token.
-        if isinstance(row_good, NftrustError):
-            raise row_good
         if not row_good:
             raise NftrustError(Reason.STORED_ROW_TAMPERED)
-        if isinstance(proof_good, NftrustError):
-            raise proof_good
         if not proof_good:
             raise NftrustError(Reason.PROOF_INVALID)
 

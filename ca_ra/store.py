@@ -172,9 +172,7 @@ class SqlCaStore:
     @staticmethod
     def _admit_end_entity(tx: Transaction, new: NewRegistration) -> None:
         identity = new.registration.identity
-        row = tx.execute(
-            select(end_entity).where(end_entity.c.nf_instance_id == identity.nf_instance_id)
-        ).one_or_none()
+        row = tx.execute(select(end_entity).where(end_entity.c.nf_instance_id == identity.nf_instance_id)).one_or_none()
         if row is None:
             tx.execute(
                 end_entity.insert().values(
@@ -222,10 +220,7 @@ class SqlCaStore:
         tx.execute(end_entity_fqdn.delete().where(end_entity_fqdn.c.nf_instance_id == identity.nf_instance_id))
         tx.execute(
             end_entity_fqdn.insert(),
-            [
-                {"fqdn": name, "nf_instance_id": identity.nf_instance_id, "shared": shared}
-                for name in identity.fqdns
-            ],
+            [{"fqdn": name, "nf_instance_id": identity.nf_instance_id, "shared": shared} for name in identity.fqdns],
         )
 
     def _supersede(self, tx: Transaction, new: NewRegistration) -> None:
@@ -253,9 +248,7 @@ class SqlCaStore:
     @staticmethod
     def _void(tx: Transaction, old: Registration, actor: str) -> None:
         tx.execute(
-            update(registration)
-            .where(registration.c.id == old.id)
-            .values(live=None, iak_blob=None, revoke_time=tx.now)
+            update(registration).where(registration.c.id == old.id).values(live=None, iak_blob=None, revoke_time=tx.now)
         )
         tx.audit(actor=actor, action="registration.revoke", subject=old.name)
 
@@ -300,16 +293,12 @@ class SqlCaStore:
         """Lift a suspension. Raises NftrustError(END_ENTITY_NOT_FOUND)."""
 
         def work(tx: Transaction) -> None:
-            row = tx.execute(
-                select(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id)
-            ).one_or_none()
+            row = tx.execute(select(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id)).one_or_none()
             if row is None or ("*" not in tenants and row.tenant not in tenants):
                 raise NftrustError(Reason.END_ENTITY_NOT_FOUND)
             if row.suspend_time is not None:
                 tx.execute(
-                    update(end_entity)
-                    .where(end_entity.c.nf_instance_id == nf_instance_id)
-                    .values(suspend_time=None)
+                    update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=None)
                 )
                 tx.audit(actor=actor, action="endentity.reinstate", subject=f"endEntities/{nf_instance_id}")
 
@@ -420,9 +409,7 @@ class SqlCaStore:
         nf_instance_id = known.identity.nf_instance_id
         if bytes(issued) != spki_sha256 and not _suspended(tx, nf_instance_id):
             tx.execute(
-                update(end_entity)
-                .where(end_entity.c.nf_instance_id == nf_instance_id)
-                .values(suspend_time=tx.now)
+                update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=tx.now)
             )
             tx.audit(
                 actor=ACTOR,
@@ -431,9 +418,7 @@ class SqlCaStore:
                 detail={"cause": "another key on a spent IAK", "registration": known.name},
             )
         same_id = tx.execute(
-            select(idempotency.c.key).where(
-                idempotency.c.scope == f"enrol:{known.id}", idempotency.c.key == request_id
-            )
+            select(idempotency.c.key).where(idempotency.c.scope == f"enrol:{known.id}", idempotency.c.key == request_id)
         ).scalar_one_or_none()
         return NftrustError(Reason.REQUEST_ID_REUSED if same_id is not None else Reason.IAK_USED)
 
@@ -450,9 +435,7 @@ class SqlCaStore:
 
         return await self._store.read(work)
 
-    async def record_confirmation(
-        self, confirmed: IssuedCertificate, request_sha256: bytes, response: bytes
-    ) -> bytes:
+    async def record_confirmation(self, confirmed: IssuedCertificate, request_sha256: bytes, response: bytes) -> bytes:
         def work(tx: Transaction) -> bytes:
             known = _by_id(tx, confirmed.registration_id)
             assert known is not None
@@ -472,12 +455,8 @@ class SqlCaStore:
                 .where(registration.c.id == known.id)
                 .values(confirm_time=tx.now, iak_blob=None, live=None)
             )
-            tx.execute(
-                update(certificate).where(certificate.c.serial == confirmed.serial).values(confirm_time=tx.now)
-            )
-            tx.audit(
-                actor=f"urn:uuid:{confirmed.nf_instance_id}", action="certificate.confirm", subject=confirmed.name
-            )
+            tx.execute(update(certificate).where(certificate.c.serial == confirmed.serial).values(confirm_time=tx.now))
+            tx.audit(actor=f"urn:uuid:{confirmed.nf_instance_id}", action="certificate.confirm", subject=confirmed.name)
             return response
 
         return await self._store.write(work)

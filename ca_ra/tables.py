@@ -23,7 +23,7 @@ end_entity_fqdn = Table(
     "end_entity_fqdn",
     METADATA,
     Column("fqdn", String(253), primary_key=True),
-    Column("nf_instance_id", ForeignKey("end_entity.nf_instance_id"), primary_key=True),
+    Column("nf_instance_id", ForeignKey("end_entity.nf_instance_id"), primary_key=True, index=True),
     Column("shared", Boolean, nullable=False),
 )
 
@@ -67,7 +67,13 @@ registration = Table(
     Column("revoke_time", UtcMicros),
     #: 1 while it may still lead to a certificate or a confirmation, else NULL.
     Column("live", Integer),
-    Index("uq_registration_live", "nf_instance_id", unique=True, sqlite_where=text("live = 1"), postgresql_where=text("live = 1")),
+    Index(
+        "uq_registration_live",
+        "nf_instance_id",
+        unique=True,
+        sqlite_where=text("live = 1"),
+        postgresql_where=text("live = 1"),
+    ),
     Index("ix_registration_nf_sequence", "nf_instance_id", "sequence"),
 )
 

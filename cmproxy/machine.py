@@ -36,7 +36,7 @@ class RetryPolicy:
     lifetime: timedelta = timedelta(hours=1)
 
     def delay(self, attempt: int, at_least: float | None) -> timedelta:
-        ceiling = min(self.cap, self.base * 2 ** min(attempt, 16))
+        ceiling = min(self.cap, self.base * float(1 << min(attempt, 16)))
         return max(ceiling * random.random(), timedelta(seconds=at_least or 0.02))
 
 

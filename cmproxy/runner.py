@@ -189,9 +189,7 @@ class Runner:
             Step(5, "CM proxy registered the NF at the CA/RA", _micros(answer.registration.create_time)),
             Step(6, "CA/RA returned reference value and IAK", _micros(now)),
         ]
-        known = replace(
-            drive.enrolment, registration=answer.registration.name, enrolment_info=answer.enrolment_info
-        )
+        known = replace(drive.enrolment, registration=answer.registration.name, enrolment_info=answer.enrolment_info)
         to = State.DELIVERING if answer.registration.state == "open" else State.ENROLLING
         return machine.advance(known, to, now, steps=steps)
 
@@ -207,7 +205,10 @@ class Runner:
         intent = self._ca_ra.registration_intent(nf, drive.enrolment, info)
         first = Step(1, "NF instantiated with its day-0 configuration", _micros(info.instantiate_time))
         after = replace(
-            drive.enrolment, intent=intent, steps=with_steps(drive.enrolment.steps, [first]), update_time=self._clock.now()
+            drive.enrolment,
+            intent=intent,
+            steps=with_steps(drive.enrolment.steps, [first]),
+            update_time=self._clock.now(),
         )
         await self._save(drive, after, hold=True, pin=info.transport_key_sha256 if expected is None else None)
 
@@ -245,7 +246,9 @@ class Runner:
         registration = await self._ca_ra.get(drive.enrolment.registration)
         now = self._clock.now()
         if registration.state == "confirmed":
-            done = Step(10, "CA/RA issued the certificate; the NF confirmed it", _micros(registration.confirm_time or now))
+            done = Step(
+                10, "CA/RA issued the certificate; the NF confirmed it", _micros(registration.confirm_time or now)
+            )
             return machine.advance(
                 drive.enrolment, State.SUCCEEDED, now, steps=[done], certificate=registration.certificate
             )

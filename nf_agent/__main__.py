@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         config = AgentConfig.from_file(arguments.config)
-        logs.configure(config.log, role="nf-agent")
+        logs.configure(config.log)
         code: int = arguments.run(config)
         return code
     except NftrustError as error:

@@ -1,8 +1,8 @@
 """The NF agent as a component: the embedding API and the composition root.
 
-    async with NfAgent.open(AgentConfig.from_file(path)) as agent:
-        credential = await agent.credential()
-        agent.on_change(lambda credential: reload_tls(credential))
+async with NfAgent.open(AgentConfig.from_file(path)) as agent:
+    credential = await agent.credential()
+    agent.on_change(lambda credential: reload_tls(credential))
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
@@ -27,11 +26,12 @@ from nf_agent.ca_ra import GrpcEnrolmentPort
 from nf_agent.config import AgentConfig
 from nf_agent.procedure import Procedure, new_attempt
 from nf_agent.service import AgentServicer, serve
-from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore, write_atomically
+from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore
 from nftrust import jose
 from nftrust.errors import NftrustError, Reason
+from nftrust.files import read_file, write_atomically
 from nftrust.pkcs11.client import TokenClient
-from nftrust.pkcs11.keys import TokenPrivateKey, token_private_key
+from nftrust.pkcs11.keys import TokenEcPrivateKey, token_private_key
 from nftrust.pkcs11.operations import ImportSecret, ListKeys, PublicKey
 from nftrust.x509.path import pem_chain
 
@@ -50,7 +50,7 @@ class Credential:
     #: The operator's root.
     trust_anchor: x509.Certificate
     #: A pyca private key that signs in the token.
-    private_key: TokenPrivateKey
+    private_key: TokenEcPrivateKey
     #: RFC 7512 URI of the key.
     pkcs11_uri: str
 
@@ -211,9 +211,7 @@ class NfAgent:
     def _accept_again(self, attempt: Attempt) -> AcceptedInfo:
         """The delivered information, checked as at delivery; a request that went out may outlive the IAK."""
         now = utc_now()
-        accepted = accept_enrolment_info(
-            attempt.enrolment_info, self._expected, attempt.iak_label is not None, now
-        )
+        accepted = accept_enrolment_info(attempt.enrolment_info, self._expected, attempt.iak_label is not None, now)
         if attempt.proof is None:
             require_alive(accepted, now)
         return accepted
@@ -239,13 +237,6 @@ class NfAgent:
     async def _load_credential(self, current: Attempt) -> Credential:
         *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in current.chain)
         key = await asyncio.to_thread(token_private_key, self._token, current.key_label)
+        assert isinstance(key, TokenEcPrivateKey)
         uri = f"pkcs11:token={quote(self.config.token.label)};object={quote(current.key_label)};type=private"
         return Credential(tuple(chain), root, key, uri)
-
-
-def read_file(path: Path) -> bytes:
-    """Raises NftrustError(CONFIG_INVALID) that names the file."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: cannot be read") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import grpc
 
@@ -14,6 +15,9 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.rpc.channel import open_channel
 from nftrust.rpc.status import from_rpc_error
 
+if TYPE_CHECKING:
+    from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceAsyncStub
+
 
 @dataclass(frozen=True, slots=True)
 class GrpcEnrolmentPort:
@@ -22,26 +26,26 @@ class GrpcEnrolmentPort:
     timeout_seconds: float
 
     async def enrol(self, accepted: AcceptedInfo, proof: str) -> str:
-        async def call(stub: EnrolmentServiceStub) -> str:
+        async def call(stub: EnrolmentServiceAsyncStub) -> str:
             request = pb.EnrolCertificateRequest(proof=proof)
             return (await stub.EnrolCertificate(request, timeout=self.timeout_seconds)).signed_response
 
         return await self._call(accepted, call)
 
     async def confirm(self, accepted: AcceptedInfo, proof: str) -> str:
-        async def call(stub: EnrolmentServiceStub) -> str:
+        async def call(stub: EnrolmentServiceAsyncStub) -> str:
             request = pb.ConfirmCertificateRequest(proof=proof)
             return (await stub.ConfirmCertificate(request, timeout=self.timeout_seconds)).signed_response
 
         return await self._call(accepted, call)
 
-    async def _call(self, accepted: AcceptedInfo, call: Callable[[EnrolmentServiceStub], Awaitable[str]]) -> str:
+    async def _call(self, accepted: AcceptedInfo, call: Callable[[EnrolmentServiceAsyncStub], Awaitable[str]]) -> str:
         roots = "".join(accepted.info.tls_trust_anchors).encode("ascii", "replace")
         error = NftrustError(Reason.PEER_UNAVAILABLE)
         for endpoint in accepted.info.endpoints:
             channel = open_channel(endpoint, trust_roots=roots, identity=None)
             try:
-                return await call(EnrolmentServiceStub(channel))
+                return await call(cast("EnrolmentServiceAsyncStub", EnrolmentServiceStub(channel)))
             except grpc.aio.AioRpcError as failure:
                 error = from_rpc_error(failure)
                 if not error.transient:

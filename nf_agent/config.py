@@ -12,7 +12,7 @@ from nftrust.identity import parse_nf_instance_id
 from nftrust.messages import DeliveryMode
 
 
-class AgentConfig(Section, frozen=True):
+class AgentConfig(Section, frozen=True, kw_only=True):
     """One NF instance.
 
     ``listener.tls`` is the day-0 credential; its ``client_ca`` is the anchor

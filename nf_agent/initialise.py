@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from nf_agent.acceptance import utc_now
-from nf_agent.agent import read_file
 from nf_agent.config import AgentConfig
-from nf_agent.state import STATE_FILE, TRANSPORT_KEY, AgentState, read_state, write_atomically
+from nf_agent.state import STATE_FILE, TRANSPORT_KEY, AgentState, read_state
 from nftrust import jose
 from nftrust.errors import NftrustError, Reason
+from nftrust.files import read_file, write_atomically
 from nftrust.identity import urn
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.operations import GenerateKeyPair, ListKeys, ProbeCustody, PublicKey

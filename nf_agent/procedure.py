@@ -111,17 +111,16 @@ class Procedure:
     async def _request_certificate(self, accepted: AcceptedInfo) -> None:
         """Steps 9 and 10."""
         attempt = self._attempt
-        assert attempt.proof is not None
+        proof = attempt.proof
+        assert proof is not None
         if attempt.request_time is None:
             attempt = replace(attempt, request_time=utc_now().timestamp())
             self._save(attempt)
-        text = await self.ca_ra.enrol(accepted, attempt.proof)
+        text = await self.ca_ra.enrol(accepted, proof)
         response = accepted.read_response(text, ENROL_URL, EnrolResponse)
         key = await asyncio.to_thread(lambda: token_private_key(self.token, attempt.key_label).public_key())
-        chain = accept_certificate(response, accepted, jose.sha256(attempt.proof.encode()), key, utc_now())
-        self._save(
-            replace(attempt, chain=tuple(der.hex() for der in chain), certificate_time=utc_now().timestamp())
-        )
+        chain = accept_certificate(response, accepted, jose.sha256(proof.encode()), key, utc_now())
+        self._save(replace(attempt, chain=tuple(der.hex() for der in chain), certificate_time=utc_now().timestamp()))
 
     async def _confirm(self, accepted: AcceptedInfo) -> None:
         """The new key confirms the certificate (security rule 11); then the IAK is gone."""
@@ -137,9 +136,7 @@ class Procedure:
         if attempt.iak_label is not None:
             await self._destroy(attempt.iak_label)
         attempt = replace(attempt, confirm_time=utc_now().timestamp(), iak_label=None)
-        self.states.save(
-            replace(self.states.state, phase="confirmed", reason="", attempt=attempt, current=attempt)
-        )
+        self.states.save(replace(self.states.state, phase="confirmed", reason="", attempt=attempt, current=attempt))
 
     def _sign_confirmation(self, accepted: AcceptedInfo) -> str:
         attempt, info = self._attempt, accepted.info

@@ -16,9 +16,9 @@ from nf_agent.state import AgentState
 from nftrust import jose
 from nftrust.api.nf_agent.v1 import agent_service_pb2 as pb
 from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
-from nftrust.errors import invalid_field
+from nftrust.errors import NftrustError, Reason, invalid_field
 from nftrust.messages import IAK_BYTES, STATEMENT_TYP, NfStatement
-from nftrust.rpc.authz import HEALTH_AND_REFLECTION, AuthorisationTable
+from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.peer import current_peer
 from nftrust.rpc.server import RpcServer, ServiceBinding
 from nftrust.x509.path import der
@@ -33,6 +33,7 @@ TABLE: AuthorisationTable = {
     _SERVICE + "DeliverEnrolmentInfo": _PROXY,
     _SERVICE + "GetStatus": _PROXY,
     _SERVICE + "WatchStatus": _PROXY,
+    **infrastructure(_PROXY),
 }
 _STATES = {
     "armed": pb.AgentStatus.ARMED,
@@ -84,6 +85,9 @@ class AgentServicer(AgentServiceServicer):
     async def DeliverEnrolmentInfo(
         self, request: pb.DeliverEnrolmentInfoRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.DeliverEnrolmentInfoResponse:
+        proxies = self._agent.config.cm_proxies
+        if proxies and current_peer().uri not in proxies:
+            raise NftrustError(Reason.PEER_DENIED)
         if not 1 <= len(request.enrolment_info) <= MAX_INFO_BYTES:
             raise invalid_field("enrolment_info", f"1 to {MAX_INFO_BYTES} characters")
         if len(request.iak) not in (0, IAK_BYTES):
@@ -106,6 +110,13 @@ class AgentServicer(AgentServiceServicer):
                 await change
             finally:
                 change.cancel()
+
+
+def serve(config: AgentConfig, servicer: AgentServicer) -> RpcServer:
+    """The day-0 listener, not yet started."""
+    descriptor = pb.DESCRIPTOR.services_by_name["AgentService"]
+    binding = ServiceBinding(add_AgentServiceServicer_to_server, servicer, descriptor)
+    return RpcServer(config.listener, [binding], TABLE, deployment=config.deployment)
 
 
 def status_of(state: AgentState) -> pb.AgentStatus:

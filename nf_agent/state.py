@@ -5,8 +5,6 @@ It holds no secret: the IAK is in it only wrapped for the token's transport key.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from nftrust.errors import NftrustError, Reason
+from nftrust.files import write_atomically
 
 TRANSPORT_KEY = "nf-transport"
 STATE_FILE = "state.json"
@@ -101,28 +100,3 @@ def read_state(directory: Path) -> AgentState | None:
         return msgspec.json.decode(raw, type=AgentState)
     except msgspec.MsgspecError:
         raise NftrustError(Reason.STATE_CORRUPT) from None
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace ``path``; after a crash it is the old or the new file, whole.
-
-    Raises NftrustError(STORAGE_UNAVAILABLE).
-    """
-    temporary: str | None = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fchmod(handle.fileno(), mode)
-            os.fsync(handle.fileno())
-        Path(temporary).replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise NftrustError(Reason.STORAGE_UNAVAILABLE) from None

@@ -97,6 +97,11 @@ class Reason(enum.Enum):
     )
     REGISTRATION_NOT_FOUND = (Code.NOT_FOUND, "There is no such registration.", "List the registrations at the CA/RA.")
     CERTIFICATE_NOT_FOUND = (Code.NOT_FOUND, "There is no such certificate.", "List the certificates at the CA/RA.")
+    ATTESTATION_RESULT_NOT_FOUND = (
+        Code.NOT_FOUND,
+        "There is no attestation result for this NF.",
+        "Have the NF's platform attested.",
+    )
     END_ENTITY_NOT_FOUND = (Code.NOT_FOUND, "The CA/RA knows no such end entity.", "Check the NF instance id.")
     STALE_ETAG = (Code.ABORTED, "The resource has changed since it was read.", "Read it again and repeat the change.")
     REQUEST_ID_REUSED = (
@@ -310,6 +315,11 @@ class Reason(enum.Enum):
         "A service that this one needs does not answer.",
         "It is tried again; check that service.",
     )
+    PEER_INCOMPATIBLE = (
+        Code.FAILED_PRECONDITION,
+        "A service that this one needs gave an answer this version does not know.",
+        "Check the address, and that both run versions that go together.",
+    )
     CLOCK_UNTRUSTED = (
         Code.UNAVAILABLE,
         "The clock has jumped; security decisions are refused.",
@@ -349,6 +359,11 @@ class Reason(enum.Enum):
         Code.FAILED_PRECONDITION,
         "The token lacks a key that this role needs.",
         "Run the role's init command.",
+    )
+    KEY_EXISTS = (
+        Code.ALREADY_EXISTS,
+        "The token holds a key of this label.",
+        "Choose another label, or destroy the old key first.",
     )
     STATE_FOREIGN = (
         Code.FAILED_PRECONDITION,

@@ -82,21 +82,17 @@ class DeliverEnrolmentInfoRequest(google.protobuf.message.Message):
 
     ENROLMENT_INFO_FIELD_NUMBER: builtins.int
     IAK_FIELD_NUMBER: builtins.int
-    RE_ENROLMENT_FIELD_NUMBER: builtins.int
     enrolment_info: builtins.str
     """The CA/RA's signed enrolment information, as the CM proxy received it."""
     iak: builtins.bytes
     """The IAK, 32 bytes; only in the TLS_ONLY mode."""
-    re_enrolment: builtins.bool
-    """An enrolment of an NF with a confirmed certificate that OAM has allowed."""
     def __init__(
         self,
         *,
         enrolment_info: builtins.str = ...,
         iak: builtins.bytes = ...,
-        re_enrolment: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["enrolment_info", b"enrolment_info", "iak", b"iak", "re_enrolment", b"re_enrolment"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["enrolment_info", b"enrolment_info", "iak", b"iak"]) -> None: ...
 
 global___DeliverEnrolmentInfoRequest = DeliverEnrolmentInfoRequest
 

@@ -53,8 +53,9 @@ class AgentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeliverEnrolmentInfo(self, request, context):
-        """Step 7. Caller: CM proxy. The same delivery again is accepted; another one
-        is refused while an enrolment is under way or a certificate is confirmed.
+        """Step 7. Caller: CM proxy. The same delivery again is accepted while the
+        enrolment is under way. An NF that holds a confirmed certificate refuses
+        every delivery but that of a re-enrolment that OAM has allowed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

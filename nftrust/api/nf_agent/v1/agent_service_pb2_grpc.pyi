@@ -34,8 +34,9 @@ class AgentServiceStub:
         nftrust.api.nf_agent.v1.agent_service_pb2.DeliverEnrolmentInfoRequest,
         nftrust.api.nf_agent.v1.agent_service_pb2.DeliverEnrolmentInfoResponse,
     ]
-    """Step 7. Caller: CM proxy. The same delivery again is accepted; another one
-    is refused while an enrolment is under way or a certificate is confirmed.
+    """Step 7. Caller: CM proxy. The same delivery again is accepted while the
+    enrolment is under way. An NF that holds a confirmed certificate refuses
+    every delivery but that of a re-enrolment that OAM has allowed.
     """
 
     GetStatus: grpc.UnaryUnaryMultiCallable[
@@ -66,8 +67,9 @@ class AgentServiceAsyncStub:
         nftrust.api.nf_agent.v1.agent_service_pb2.DeliverEnrolmentInfoRequest,
         nftrust.api.nf_agent.v1.agent_service_pb2.DeliverEnrolmentInfoResponse,
     ]
-    """Step 7. Caller: CM proxy. The same delivery again is accepted; another one
-    is refused while an enrolment is under way or a certificate is confirmed.
+    """Step 7. Caller: CM proxy. The same delivery again is accepted while the
+    enrolment is under way. An NF that holds a confirmed certificate refuses
+    every delivery but that of a re-enrolment that OAM has allowed.
     """
 
     GetStatus: grpc.aio.UnaryUnaryMultiCallable[
@@ -102,8 +104,9 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         request: nftrust.api.nf_agent.v1.agent_service_pb2.DeliverEnrolmentInfoRequest,
         context: _ServicerContext,
     ) -> typing.Union[nftrust.api.nf_agent.v1.agent_service_pb2.DeliverEnrolmentInfoResponse, collections.abc.Awaitable[nftrust.api.nf_agent.v1.agent_service_pb2.DeliverEnrolmentInfoResponse]]:
-        """Step 7. Caller: CM proxy. The same delivery again is accepted; another one
-        is refused while an enrolment is under way or a certificate is confirmed.
+        """Step 7. Caller: CM proxy. The same delivery again is accepted while the
+        enrolment is under way. An NF that holds a confirmed certificate refuses
+        every delivery but that of a re-enrolment that OAM has allowed.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,108 @@
+"""Between protobuf and the domain; nothing else does it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ca_ra.model import IssuedCertificate, Registered, Registration
+from ca_ra.registration import RegistrationRequest
+from nftrust import jose
+from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
+from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
+from nftrust.errors import invalid_field
+from nftrust.messages import DeliveryMode
+
+_MODES: dict[pb.IakDeliveryMode.ValueType, DeliveryMode] = {
+    pb.IAK_DELIVERY_MODE_WRAPPED: "wrapped",
+    pb.IAK_DELIVERY_MODE_TLS_ONLY: "tls-only",
+}
+_PB_MODES = {mode: value for value, mode in _MODES.items()}
+
+
+def timestamp(time: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
+
+
+def registration_request(message: pb.RegisterEndEntityRequest) -> RegistrationRequest:
+    """Unchecked but typed. Raises NftrustError(INVALID_FIELD)."""
+    mode = _MODES.get(message.iak_delivery_mode)
+    if mode is None:
+        raise invalid_field("iak_delivery_mode", "required")
+    return RegistrationRequest(
+        nf_instance_id=message.nf_instance_id,
+        nf_type=message.nf_type,
+        fqdns=tuple(message.fqdns),
+        tenant=message.tenant,
+        profile=message.certificate_profile,
+        delivery_mode=mode,
+        nf_statement=message.nf_statement,
+        day0_chain=tuple(message.day0_chain),
+        day0_root=message.day0_root,
+        request_id=message.request_id,
+        allow_re_enrolment=message.allow_re_enrolment,
+        request_sha256=jose.sha256(message.SerializeToString(deterministic=True)),
+    )
+
+
+def registration_message(registration: Registration, now: datetime) -> pb.Registration:
+    message = pb.Registration(
+        name=registration.name,
+        state=pb.Registration.State.Value(registration.state(now).name),
+        nf_instance_id=registration.identity.nf_instance_id,
+        nf_type=registration.identity.nf_type,
+        fqdns=registration.identity.fqdns,
+        tenant=registration.tenant,
+        certificate_profile=registration.profile,
+        iak_delivery_mode=_PB_MODES[registration.delivery_mode],
+        transport_key_sha256=registration.transport_key_sha256,
+        create_time=timestamp(registration.create_time),
+        expire_time=timestamp(registration.expire_time),
+    )
+    if registration.certificate_serial is not None:
+        message.certificate = f"certificates/{registration.certificate_serial}"
+    if registration.issue_time is not None:
+        message.issue_time.CopyFrom(timestamp(registration.issue_time))
+    if registration.confirm_time is not None:
+        message.confirm_time.CopyFrom(timestamp(registration.confirm_time))
+    return message
+
+
+def registered_message(registered: Registered, now: datetime) -> pb.RegisterEndEntityResponse:
+    return pb.RegisterEndEntityResponse(
+        registration=registration_message(registered.registration, now),
+        enrolment_info=registered.enrolment_info,
+        iak=registered.clear_iak or b"",
+    )
+
+
+def certificate_message(certificate: IssuedCertificate) -> certificate_pb.Certificate:
+    message = certificate_pb.Certificate(
+        name=certificate.name,
+        nf_instance_id=certificate.nf_instance_id,
+        registration=f"registrations/{certificate.registration_id}",
+        pem=pem(x509.load_der_x509_certificate(certificate.der)),
+        not_before=timestamp(certificate.not_before),
+        not_after=timestamp(certificate.not_after),
+        create_time=timestamp(certificate.create_time),
+    )
+    if certificate.confirm_time is not None:
+        message.confirm_time.CopyFrom(timestamp(certificate.confirm_time))
+    return message
+
+
+def pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode("ascii")
+
+
+def resource_id(name: str, collection: str) -> str:
+    """The id of ``{collection}/{id}``. Raises NftrustError(INVALID_FIELD)."""
+    found, _, identifier = name.partition("/")
+    if found != collection or not 1 <= len(identifier) <= 64 or "/" in identifier:
+        raise invalid_field("name", f"{collection}/{{id}}")
+    return identifier

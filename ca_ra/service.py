@@ -1,0 +1,174 @@
+"""The CA/RA's services over gRPC: parse, call, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import grpc
+
+from ca_ra import convert
+from ca_ra.authority import Authority
+from ca_ra.enrolment import EnrolmentEngine
+from ca_ra.registration import Registrar
+from ca_ra.store import SqlCaStore
+from nftrust import jose
+from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
+from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
+from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
+from nftrust.api.ca_ra.v1.certificate_service_pb2_grpc import CertificateServiceServicer
+from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceServicer
+from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceServicer
+from nftrust.clock import GuardedClock
+from nftrust.errors import NftrustError, Reason
+from nftrust.identity import parse_nf_instance_id
+from nftrust.paging import cut, decode_number, page_size
+from nftrust.rpc.peer import current_peer
+from nftrust.rpc.ratelimit import RateLimiter
+
+Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+_REGISTRATIONS, _CERTIFICATES = "registration", "certificate"
+
+
+class RegistrationServicer(RegistrationServiceServicer):
+    """Steps 5 and 6, for the CM proxy and OAM."""
+
+    def __init__(self, registrar: Registrar, store: SqlCaStore, clock: GuardedClock) -> None:
+        self._registrar = registrar
+        self._store = store
+        self._clock = clock
+
+    async def RegisterEndEntity(
+        self, request: pb.RegisterEndEntityRequest, context: Context
+    ) -> pb.RegisterEndEntityResponse:
+        peer = current_peer()
+        registered = await self._registrar.register(convert.registration_request(request), peer.uri, peer.scope)
+        return convert.registered_message(registered, self._clock.now())
+
+    async def GetRegistration(self, request: pb.GetRegistrationRequest, context: Context) -> pb.Registration:
+        found = await self._store.get_registration(convert.resource_id(request.name, "registrations"))
+        if found is None or not current_peer().scope.covers_tenant(found.tenant):
+            raise NftrustError(Reason.REGISTRATION_NOT_FOUND)
+        return convert.registration_message(found, self._clock.now())
+
+    async def ListRegistrations(
+        self, request: pb.ListRegistrationsRequest, context: Context
+    ) -> pb.ListRegistrationsResponse:
+        size = page_size(request.page_size)
+        before = decode_number(_REGISTRATIONS, request.page_token)
+        nf_instance_id = parse_nf_instance_id(request.nf_instance_id) if request.nf_instance_id else None
+        rows = await self._store.list_registrations(nf_instance_id, current_peer().scope.tenants, size + 1, before)
+        page, token = cut(_REGISTRATIONS, rows, size, lambda row: row[0])
+        now = self._clock.now()
+        return pb.ListRegistrationsResponse(
+            registrations=[convert.registration_message(row, now) for _, row in page], next_page_token=token
+        )
+
+    async def RevokeRegistration(self, request: pb.RevokeRegistrationRequest, context: Context) -> pb.Registration:
+        peer = current_peer()
+        registration_id = convert.resource_id(request.name, "registrations")
+        known = await self._store.get_registration(registration_id)
+        if known is None or not peer.scope.covers_tenant(known.tenant):
+            raise NftrustError(Reason.REGISTRATION_NOT_FOUND)
+        revoked = await self._store.revoke_registration(registration_id, peer.uri)
+        return convert.registration_message(revoked, self._clock.now())
+
+    async def ReinstateEndEntity(
+        self, request: pb.ReinstateEndEntityRequest, context: Context
+    ) -> pb.ReinstateEndEntityResponse:
+        peer = current_peer()
+        nf_instance_id = parse_nf_instance_id(request.nf_instance_id)
+        await self._store.reinstate(nf_instance_id, peer.scope.tenants, peer.uri)
+        return pb.ReinstateEndEntityResponse()
+
+
+class EnrolmentServicer(EnrolmentServiceServicer):
+    """Steps 9 and 10, for NFs; failed proofs are rate-limited per source and reference."""
+
+    def __init__(self, engine: EnrolmentEngine, limiter: RateLimiter) -> None:
+        self._engine = engine
+        self._limiter = limiter
+
+    async def EnrolCertificate(
+        self, request: enrolment_pb.EnrolCertificateRequest, context: Context
+    ) -> enrolment_pb.EnrolCertificateResponse:
+        response = await self._limited(request.proof, self._engine.enrol(request.proof))
+        return enrolment_pb.EnrolCertificateResponse(signed_response=response)
+
+    async def ConfirmCertificate(
+        self, request: enrolment_pb.ConfirmCertificateRequest, context: Context
+    ) -> enrolment_pb.ConfirmCertificateResponse:
+        response = await self._limited(request.proof, self._engine.confirm(request.proof))
+        return enrolment_pb.ConfirmCertificateResponse(signed_response=response)
+
+    async def GetTrustBundle(
+        self, request: enrolment_pb.GetTrustBundleRequest, context: Context
+    ) -> enrolment_pb.GetTrustBundleResponse:
+        return enrolment_pb.GetTrustBundleResponse(signed_response=await self._engine.trust_bundle(request.nonce))
+
+    async def _limited(self, proof: str, call: Awaitable[T]) -> T:
+        """Only failed proofs cost; the key holds the header: a stranger's flood leaves an NF its own budget."""
+        header = jose.sha256(proof.partition(".")[0].encode()).hex()
+        key = f"{current_peer().address} {header}"
+        try:
+            self._limiter.take(key)
+        except NftrustError:
+            if hasattr(call, "close"):
+                call.close()
+            raise
+        try:
+            result = await call
+        except NftrustError as error:
+            if error.reason not in (Reason.PROOF_INVALID, Reason.PROOF_MALFORMED):
+                self._limiter.refund(key)
+            raise
+        self._limiter.refund(key)
+        return result
+
+
+class CertificateServicer(CertificateServiceServicer):
+    """What has been issued, and the CA itself."""
+
+    def __init__(self, authority: Authority, store: SqlCaStore, home_domain: str) -> None:
+        self._authority = authority
+        self._store = store
+        self._home_domain = home_domain
+
+    async def GetCertificate(
+        self, request: certificate_pb.GetCertificateRequest, context: Context
+    ) -> certificate_pb.Certificate:
+        found = await self._store.get_certificate(convert.resource_id(request.name, "certificates"))
+        if found is None or not current_peer().scope.covers_tenant(found.tenant):
+            raise NftrustError(Reason.CERTIFICATE_NOT_FOUND)
+        return convert.certificate_message(found)
+
+    async def ListCertificates(
+        self, request: certificate_pb.ListCertificatesRequest, context: Context
+    ) -> certificate_pb.ListCertificatesResponse:
+        size = page_size(request.page_size)
+        before = decode_number(_CERTIFICATES, request.page_token)
+        nf_instance_id = parse_nf_instance_id(request.nf_instance_id) if request.nf_instance_id else None
+        rows = await self._store.list_certificates(nf_instance_id, current_peer().scope.tenants, size + 1, before)
+        page, token = cut(_CERTIFICATES, rows, size, lambda row: row[0])
+        return certificate_pb.ListCertificatesResponse(
+            certificates=[convert.certificate_message(row) for _, row in page], next_page_token=token
+        )
+
+    async def GetCertificateAuthority(
+        self, request: certificate_pb.GetCertificateAuthorityRequest, context: Context
+    ) -> certificate_pb.CertificateAuthority:
+        authority = self._authority
+        message = certificate_pb.CertificateAuthority(
+            ca_id=authority.ca_id,
+            issuing_ca_pem=convert.pem(authority.chain[0]),
+            root_ca_pem=convert.pem(authority.chain[-1]),
+            response_certificate_pem=convert.pem(authority.response_certificate),
+            crl_url=authority.issuer.crl_url,
+            home_domain=self._home_domain,
+            certificate_count=await self._store.count_certificates(),
+        )
+        crl = await self._store.latest_crl()
+        if crl is not None:
+            message.crl_next_update.CopyFrom(convert.timestamp(crl[2]))
+        return message

@@ -1,0 +1,1 @@
+"""The CM proxy's peers over gRPC."""

@@ -1,0 +1,101 @@
+"""Our own CA/RA over gRPC: the first adapter of the CA/RA port."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from cmproxy.model import Enrolment, NetworkFunction
+from cmproxy.ports import CaRegistration, NfInfo, RegistrationAnswer
+from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
+from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceStub
+from nftrust.errors import NftrustError, Reason
+from nftrust.rpc.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceAsyncStub
+
+T = TypeVar("T")
+_MODES = {
+    "wrapped": pb.IAK_DELIVERY_MODE_WRAPPED,
+    "tls-only": pb.IAK_DELIVERY_MODE_TLS_ONLY,
+}
+_STATES = {
+    pb.Registration.OPEN: "open",
+    pb.Registration.ISSUED: "issued",
+    pb.Registration.CONFIRMED: "confirmed",
+    pb.Registration.REVOKED: "revoked",
+    pb.Registration.EXPIRED: "expired",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcCaRaPort:
+    """Registers at our CA/RA's management listener."""
+
+    channel: grpc.aio.Channel
+    timeout_seconds: float
+
+    @property
+    def _stub(self) -> RegistrationServiceAsyncStub:
+        return cast("RegistrationServiceAsyncStub", RegistrationServiceStub(self.channel))
+
+    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+        request = pb.RegisterEndEntityRequest(
+            nf_instance_id=nf.nf_instance_id,
+            nf_type=nf.nf_type,
+            fqdns=nf.fqdns,
+            tenant=nf.tenant,
+            certificate_profile=nf.profile,
+            iak_delivery_mode=_MODES[nf.delivery_mode],
+            nf_statement=info.statement,
+            day0_chain=info.day0_chain,
+            day0_root=nf.day0_root,
+            request_id=enrolment.id,
+            allow_re_enrolment=enrolment.allow_re_enrolment,
+        )
+        return request.SerializeToString(deterministic=True)
+
+    async def register(self, intent: bytes) -> RegistrationAnswer:
+        try:
+            request = pb.RegisterEndEntityRequest.FromString(intent)
+        except DecodeError:
+            raise NftrustError(Reason.STATE_CORRUPT) from None
+        answer: pb.RegisterEndEntityResponse = await _call(
+            self._stub.RegisterEndEntity(request, timeout=self.timeout_seconds)
+        )
+        return RegistrationAnswer(_registration(answer.registration), answer.enrolment_info, answer.iak)
+
+    async def get(self, registration: str) -> CaRegistration:
+        request = pb.GetRegistrationRequest(name=registration)
+        return _registration(await _call(self._stub.GetRegistration(request, timeout=self.timeout_seconds)))
+
+    async def revoke(self, registration: str) -> None:
+        request = pb.RevokeRegistrationRequest(name=registration)
+        try:
+            await _call(self._stub.RevokeRegistration(request, timeout=self.timeout_seconds))
+        except NftrustError as error:
+            if error.reason is not Reason.REGISTRATION_ENDED:
+                raise
+
+
+async def _call(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as failure:
+        raise from_rpc_error(failure) from None
+
+
+def _registration(message: pb.Registration) -> CaRegistration:
+    return CaRegistration(
+        name=message.name,
+        state=_STATES.get(message.state, "expired"),  # type: ignore[arg-type]
+        certificate=message.certificate,
+        create_time=message.create_time.ToDatetime(UTC),
+        confirm_time=message.confirm_time.ToDatetime(UTC) if message.HasField("confirm_time") else None,
+    )

@@ -1,0 +1,3 @@
+from nftrust.storage.migrate import run_environment
+
+run_environment()

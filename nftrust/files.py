@@ -1,0 +1,46 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from nftrust.errors import NftrustError, Reason
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` durably; after a crash it is the old or the new file, whole.
+
+    Raises NftrustError(STORAGE_UNAVAILABLE).
+    """
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fchmod(handle.fileno(), mode)
+            os.fsync(handle.fileno())
+        Path(temporary).replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise NftrustError(Reason.STORAGE_UNAVAILABLE, f"{path}: cannot be written") from None
+
+
+def read_file(path: Path, limit: int = 1 << 20) -> bytes:
+    """The content of a file of at most ``limit`` bytes. Raises NftrustError(CONFIG_INVALID) that names the file."""
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(limit + 1)
+    except OSError as error:
+        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: {os.strerror(error.errno or 0)}") from None
+    if len(data) > limit:
+        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: larger than {limit} bytes")
+    return data
