@@ -10,6 +10,7 @@ import msgspec
 from nftrust.config import (
     Day0RootConfig,
     Deployment,
+    FqdnConfig,
     HttpConfig,
     ListenerConfig,
     LogConfig,
@@ -50,13 +51,6 @@ class RegistrationConfig(Section, frozen=True, kw_only=True):
     endpoints: tuple[str, ...]
     #: PEM: anchors for the TLS of the endpoints.
     tls_trust_anchors: Path
-
-
-class FqdnConfig(Section, frozen=True, kw_only=True):
-    """Forms of FQDNs per NF type, relative to the home domain; regular expressions."""
-
-    nf_type: str
-    forms: tuple[str, ...]
 
 
 class CaRaConfig(Section, frozen=True, kw_only=True):

@@ -6,8 +6,10 @@ before its proof verifies (security rule 6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from typing import Protocol
 
 from cryptography import x509
 
@@ -44,6 +46,16 @@ _STATE_REFUSALS = {
 }
 
 
+class FailureBudget(Protocol):
+    """How many failed proofs a source may show."""
+
+    def take(self, key: str) -> None:
+        """Raises NftrustError(RATE_LIMITED)."""
+        ...
+
+    def refund(self, key: str) -> None: ...
+
+
 class EnrolmentEngine:
     """Issues certificates. One IAK, at most one certificate; the same request, the same bytes."""
 
@@ -54,20 +66,23 @@ class EnrolmentEngine:
         custody: Custody,
         store: EnrolmentStore,
         clock: GuardedClock,
+        failures: FailureBudget,
     ) -> None:
         self._authority = authority
         self._profiles = profiles
         self._custody = custody
         self._store = store
         self._clock = clock
+        self._failures = failures
 
-    async def enrol(self, proof: str) -> str:
-        """The signed response to a proved request. Raises NftrustError with the reason of the refusal."""
+    async def enrol(self, proof: str, source: str) -> str:
+        """The signed response to a proved request from ``source`` (an address). Raises NftrustError with the reason of the refusal."""
         jws = jose.split(proof, typ=ENROL_TYP, url=ENROL_URL, algorithms=_ENROL_ALGORITHMS)  # 1: form
         request_sha256 = jose.sha256(proof.encode())
         registration = await self._store.find_by_reference(jws.header.kid)  # 2: reference value
         if registration is None:
-            raise await self._custody.refuse_unknown(jws)
+            with self._budgeted(source):
+                raise await self._custody.refuse_unknown(jws)
         stored = await self._store.recall_response(f"enrol:{registration.id}", request_sha256)
         if stored is not None:  # 3: the very same bytes were proved before
             return stored.decode()
@@ -75,10 +90,23 @@ class EnrolmentEngine:
             raise NftrustError(_STATE_REFUSALS[registration.state(self._clock.now())])
         if registration.mac_algorithm != jws.header.alg:
             raise NftrustError(Reason.PROOF_INVALID)
-        await self._custody.verify_proof(registration, jws)  # 4: the IAK
+        with self._budgeted(f"{source} {registration.id}"):
+            await self._custody.verify_proof(registration, jws)  # 4: the IAK
         request = jose.parse_payload(jws, EnrolProof)
         self._check_binding(request, registration)  # 5: meant for this CA, registration and NF
         return await self._redeem(request, request_sha256, registration)
+
+    @contextlib.contextmanager
+    def _budgeted(self, key: str) -> Iterator[None]:
+        """Failed proofs cost, and only they; a known reference has a budget that strangers cannot spend."""
+        self._failures.take(key)
+        try:
+            yield
+        except NftrustError as error:
+            if error.reason is not Reason.PROOF_INVALID:
+                self._failures.refund(key)
+            raise
+        self._failures.refund(key)
 
     def _check_binding(self, request: EnrolProof | ConfirmProof, registration: Registration) -> None:
         if request.ca_id != self._authority.ca_id or request.registration != registration.name:
@@ -142,7 +170,7 @@ class EnrolmentEngine:
             create_time=now,
         )
 
-    async def confirm(self, proof: str) -> str:
+    async def confirm(self, proof: str, source: str) -> str:
         """The signed response to a confirmation by the certificate's own key (security rule 11)."""
         jws = jose.split(proof, typ=CONFIRM_TYP, url=CONFIRM_URL, algorithms=_CONFIRM_ALGORITHMS)
         request_sha256 = jose.sha256(proof.encode())
@@ -153,7 +181,8 @@ class EnrolmentEngine:
         if found is None:
             raise NftrustError(Reason.PROOF_INVALID)
         certificate, registration = found
-        jose.verify(x509.load_der_x509_certificate(certificate.der).public_key(), jws)
+        with self._budgeted(f"{source} {registration.id}"):
+            jose.verify(x509.load_der_x509_certificate(certificate.der).public_key(), jws)
         request = jose.parse_payload(jws, ConfirmProof)
         self._check_binding(request, registration)
         if request.certificate_sha256 != jose.b64url(certificate.sha256):

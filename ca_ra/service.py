@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -24,10 +23,8 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.identity import parse_nf_instance_id
 from nftrust.paging import cut, decode_number, page_size
 from nftrust.rpc.peer import current_peer
-from nftrust.rpc.ratelimit import RateLimiter
 
 Context = grpc.aio.ServicerContext[Any, Any]
-T = TypeVar("T")
 _REGISTRATIONS, _CERTIFICATES = "registration", "certificate"
 
 
@@ -84,47 +81,27 @@ class RegistrationServicer(RegistrationServiceServicer):
 
 
 class EnrolmentServicer(EnrolmentServiceServicer):
-    """Steps 9 and 10, for NFs; failed proofs are rate-limited per source and reference."""
+    """Steps 9 and 10, for NFs."""
 
-    def __init__(self, engine: EnrolmentEngine, limiter: RateLimiter) -> None:
+    def __init__(self, engine: EnrolmentEngine) -> None:
         self._engine = engine
-        self._limiter = limiter
 
     async def EnrolCertificate(
         self, request: enrolment_pb.EnrolCertificateRequest, context: Context
     ) -> enrolment_pb.EnrolCertificateResponse:
-        response = await self._limited(request.proof, self._engine.enrol(request.proof))
+        response = await self._engine.enrol(request.proof, current_peer().address)
         return enrolment_pb.EnrolCertificateResponse(signed_response=response)
 
     async def ConfirmCertificate(
         self, request: enrolment_pb.ConfirmCertificateRequest, context: Context
     ) -> enrolment_pb.ConfirmCertificateResponse:
-        response = await self._limited(request.proof, self._engine.confirm(request.proof))
+        response = await self._engine.confirm(request.proof, current_peer().address)
         return enrolment_pb.ConfirmCertificateResponse(signed_response=response)
 
     async def GetTrustBundle(
         self, request: enrolment_pb.GetTrustBundleRequest, context: Context
     ) -> enrolment_pb.GetTrustBundleResponse:
         return enrolment_pb.GetTrustBundleResponse(signed_response=await self._engine.trust_bundle(request.nonce))
-
-    async def _limited(self, proof: str, call: Awaitable[T]) -> T:
-        """Only failed proofs cost; the key holds the header: a stranger's flood leaves an NF its own budget."""
-        header = jose.sha256(proof.partition(".")[0].encode()).hex()
-        key = f"{current_peer().address} {header}"
-        try:
-            self._limiter.take(key)
-        except NftrustError:
-            if hasattr(call, "close"):
-                call.close()
-            raise
-        try:
-            result = await call
-        except NftrustError as error:
-            if error.reason not in (Reason.PROOF_INVALID, Reason.PROOF_MALFORMED):
-                self._limiter.refund(key)
-            raise
-        self._limiter.refund(key)
-        return result
 
 
 class CertificateServicer(CertificateServiceServicer):

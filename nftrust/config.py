@@ -94,6 +94,13 @@ class Day0RootConfig(Section, frozen=True):
     fqdn_suffixes: tuple[str, ...] = ("*",)
 
 
+class FqdnConfig(Section, frozen=True):
+    """Forms of FQDNs per NF type, relative to the home domain; regular expressions."""
+
+    nf_type: str
+    forms: tuple[str, ...]
+
+
 Deployment = Literal["production", "lab"]
 
 C = TypeVar("C", bound=Section)

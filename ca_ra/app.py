@@ -1,0 +1,205 @@
+"""The CA/RA's composition root: everything is made and wired here, nothing elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from cryptography import x509
+
+from ca_ra.authority import Authority
+from ca_ra.config import CaRaConfig
+from ca_ra.crl import CrlPublisher
+from ca_ra.custody import CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK, Custody
+from ca_ra.enrolment import EnrolmentEngine
+from ca_ra.registration import Day0Root, Registrar, RegistrationPolicy
+from ca_ra.service import CertificateServicer, EnrolmentServicer, RegistrationServicer
+from ca_ra.store import SqlCaStore
+from nftrust.api.ca_ra.v1 import (
+    certificate_service_pb2,
+    certificate_service_pb2_grpc,
+    enrolment_service_pb2,
+    enrolment_service_pb2_grpc,
+    registration_service_pb2,
+    registration_service_pb2_grpc,
+)
+from nftrust.clock import GuardedClock, SystemClock
+from nftrust.errors import NftrustError, Reason
+from nftrust.files import read_file
+from nftrust.http import HttpServer
+from nftrust.identity import FqdnRules, Scope
+from nftrust.pkcs11.client import TokenClient
+from nftrust.pkcs11.keys import token_private_key
+from nftrust.pkcs11.operations import ListKeys
+from nftrust.role import audit_service
+from nftrust.rpc.authz import ANYONE, AuthorisationTable, infrastructure
+from nftrust.rpc.peer import Access
+from nftrust.rpc.ratelimit import RateLimiter
+from nftrust.rpc.server import RpcServer, ServiceBinding
+from nftrust.storage import Store
+from nftrust.storage.migrate import verify
+from nftrust.x509.profile import CertificateProfile
+
+_PROXY_OAM = frozenset({"cm-proxy", "oam"})
+_OAM = frozenset({"oam"})
+_REGISTRATION = "/nftrust.api.ca_ra.v1.RegistrationService/"
+_CERTIFICATE = "/nftrust.api.ca_ra.v1.CertificateService/"
+_ENROLMENT = "/nftrust.api.ca_ra.v1.EnrolmentService/"
+MANAGEMENT_TABLE: AuthorisationTable = {
+    _REGISTRATION + "RegisterEndEntity": _PROXY_OAM,
+    _REGISTRATION + "GetRegistration": _PROXY_OAM,
+    _REGISTRATION + "ListRegistrations": _PROXY_OAM,
+    _REGISTRATION + "RevokeRegistration": _PROXY_OAM,
+    _REGISTRATION + "ReinstateEndEntity": _OAM,
+    _CERTIFICATE + "GetCertificate": _PROXY_OAM,
+    _CERTIFICATE + "ListCertificates": _PROXY_OAM,
+    _CERTIFICATE + "GetCertificateAuthority": _PROXY_OAM,
+    audit_service.METHOD: _OAM,
+    **infrastructure(_PROXY_OAM),
+}
+ENROLMENT_TABLE: AuthorisationTable = {
+    _ENROLMENT + "EnrolCertificate": ANYONE,
+    _ENROLMENT + "ConfirmCertificate": ANYONE,
+    _ENROLMENT + "GetTrustBundle": ANYONE,
+    **infrastructure(ANYONE),
+}
+#: Failed proofs per source, and per source and known reference.
+FAILED_PROOFS_PER_SECOND, FAILED_PROOFS_BURST = 5.0, 20.0
+
+
+@contextlib.asynccontextmanager
+async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[None]:
+    """Serve until the end of the block, then drain.
+
+    Raises NftrustError: CONFIG_INVALID, TOKEN_MISSING, PIN_INCORRECT, KEY_MISSING,
+    SCHEMA_OUTDATED, PORT_IN_USE, LAB_CREDENTIAL, STORAGE_UNAVAILABLE.
+    """
+    verify(config.store, "ca_ra")
+    authority = load_authority(config)
+    async with contextlib.AsyncExitStack() as stack:
+        clock = GuardedClock(SystemClock())
+        token = TokenClient.worker(config.token)
+        stack.push_async_callback(asyncio.to_thread, token.close)
+        await asyncio.to_thread(_check_token, token, authority)
+        store = Store.open(config.store, clock)
+        stack.push_async_callback(asyncio.to_thread, store.close)
+        ca_store = SqlCaStore(store)
+        lifetime = timedelta(hours=config.ca.crl_lifetime_hours)
+        publisher = CrlPublisher(authority, token, ca_store, clock, lifetime)
+        await publisher.ensure()
+        publishing = asyncio.create_task(publisher.run())
+        stack.callback(publishing.cancel)
+        http = HttpServer(config.http, publisher.handle, reuse_port=reuse_port)
+        await http.start()
+        stack.push_async_callback(http.stop)
+        for server in _servers(config, authority, token, store, ca_store, clock, reuse_port):
+            await server.start()
+            stack.push_async_callback(server.stop)
+        yield
+
+
+def _servers(
+    config: CaRaConfig,
+    authority: Authority,
+    token: TokenClient,
+    store: Store,
+    ca_store: SqlCaStore,
+    clock: GuardedClock,
+    reuse_port: bool,
+) -> list[RpcServer]:
+    custody = Custody(token)
+    policy = load_policy(config)
+    registrar = Registrar(policy, authority, custody, ca_store, clock)
+    failures = RateLimiter(rate=FAILED_PROOFS_PER_SECOND, burst=FAILED_PROOFS_BURST)
+    engine = EnrolmentEngine(authority, policy.profiles, custody, ca_store, clock, failures)
+    management = RpcServer(
+        config.management,
+        [
+            ServiceBinding(
+                registration_service_pb2_grpc.add_RegistrationServiceServicer_to_server,
+                RegistrationServicer(registrar, ca_store, clock),
+                registration_service_pb2.DESCRIPTOR.services_by_name["RegistrationService"],
+            ),
+            ServiceBinding(
+                certificate_service_pb2_grpc.add_CertificateServiceServicer_to_server,
+                CertificateServicer(authority, ca_store, config.home_domain),
+                certificate_service_pb2.DESCRIPTOR.services_by_name["CertificateService"],
+            ),
+            audit_service.audit_binding(store),
+        ],
+        MANAGEMENT_TABLE,
+        access=Access(config.access_file),
+        deployment=config.deployment,
+        reuse_port=reuse_port,
+    )
+    enrolment = RpcServer(
+        config.enrolment,
+        [
+            ServiceBinding(
+                enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server,
+                EnrolmentServicer(engine),
+                enrolment_service_pb2.DESCRIPTOR.services_by_name["EnrolmentService"],
+            )
+        ],
+        ENROLMENT_TABLE,
+        deployment=config.deployment,
+        reuse_port=reuse_port,
+        # Outside the lab reflection needs an authenticated peer (security rule 17).
+        reflection=config.deployment == "lab",
+    )
+    return [management, enrolment]
+
+
+def load_authority(config: CaRaConfig) -> Authority:
+    """The CA certificates from their files. Raises NftrustError(CONFIG_INVALID)."""
+    try:
+        chain = x509.load_pem_x509_certificates(read_file(config.ca.chain))
+        response = x509.load_pem_x509_certificate(read_file(config.ca.response_certificate))
+    except ValueError:
+        raise NftrustError(Reason.CONFIG_INVALID, "ca: the certificates cannot be parsed") from None
+    return Authority.of(
+        chain,
+        response,
+        public_url=config.http.public_url,
+        country=config.ca.country,
+        home_domain=config.home_domain,
+    )
+
+
+def load_policy(config: CaRaConfig) -> RegistrationPolicy:
+    """OAM policy from the configuration. Raises NftrustError(CONFIG_INVALID)."""
+    profiles = {
+        profile.name: CertificateProfile(profile.name, timedelta(hours=profile.validity_hours), profile.shared_fqdns)
+        for profile in config.profiles
+    }
+    roots = {
+        root.name: Day0Root(
+            x509.load_pem_x509_certificate(read_file(root.certificate)),
+            Scope((root.tenant,), root.nf_types, root.fqdn_suffixes),
+        )
+        for root in config.day0_roots
+    }
+    forms = {entry.nf_type: entry.forms for entry in config.fqdn_forms}
+    return RegistrationPolicy(
+        fqdns=FqdnRules(config.home_domain, forms),
+        profiles=profiles,
+        day0_roots=roots,
+        delivery_modes=frozenset(config.registration.delivery_modes),
+        iak_lifetime=timedelta(minutes=config.registration.iak_lifetime_minutes),
+        endpoints=config.registration.endpoints,
+        tls_trust_anchors=(read_file(config.registration.tls_trust_anchors).decode("ascii"),),
+    )
+
+
+def _check_token(token: TokenClient, authority: Authority) -> None:
+    """The token holds the CA's keys, and they are the certificates' keys. Raises NftrustError(KEY_MISSING)."""
+    token.ready()
+    present = {key.label for key in token.call(ListKeys())}
+    missing = {CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK} - present
+    if missing:
+        raise NftrustError(Reason.KEY_MISSING, f"the token lacks {', '.join(sorted(missing))}; run `ca-ra init`")
+    for label, certificate in ((CA_KEY, authority.chain[0]), (RESPONSE_KEY, authority.response_certificate)):
+        if token_private_key(token, label).public_key() != certificate.public_key():
+            raise NftrustError(Reason.KEY_MISSING, f"{label} in the token is not the key of its certificate")

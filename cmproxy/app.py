@@ -1,0 +1,138 @@
+"""The CM proxy's composition root: everything is made and wired here, nothing elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import grpc
+from cryptography import x509
+
+from cmproxy.adapters.ca_ra import GrpcCaRaPort
+from cmproxy.adapters.nf import GrpcNfPort
+from cmproxy.adapters.verifier import GrpcVerifierPort
+from cmproxy.config import CmProxyConfig, PeerConfig
+from cmproxy.machine import RetryPolicy
+from cmproxy.provisioning import Provisioner, ProvisioningPolicy
+from cmproxy.runner import Runner, RunnerPolicy
+from cmproxy.service import ProvisioningServicer
+from cmproxy.store import SqlProxyStore
+from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
+from nftrust.api.cmproxy.v1.provisioning_service_pb2_grpc import add_ProvisioningServiceServicer_to_server
+from nftrust.clock import GuardedClock, SystemClock
+from nftrust.errors import NftrustError, Reason
+from nftrust.files import read_file
+from nftrust.identity import FqdnRules, Scope
+from nftrust.pkcs11.client import TokenClient
+from nftrust.pkcs11.keys import token_private_key
+from nftrust.role import audit_service
+from nftrust.rpc.authz import AuthorisationTable, infrastructure
+from nftrust.rpc.channel import SignerIdentity, open_channel
+from nftrust.rpc.peer import Access
+from nftrust.rpc.server import RpcServer, ServiceBinding
+from nftrust.storage import Store
+from nftrust.storage.migrate import verify
+
+CLIENT_KEY = "cm-proxy-tls"
+_OAM = frozenset({"oam"})
+_SERVICE = "/nftrust.api.cmproxy.v1.ProvisioningService/"
+TABLE: AuthorisationTable = {
+    **{_SERVICE + name: _OAM for name in pb.DESCRIPTOR.services_by_name["ProvisioningService"].methods_by_name},
+    audit_service.METHOD: _OAM,
+    **infrastructure(_OAM),
+}
+
+
+@contextlib.asynccontextmanager
+async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[None]:
+    """Serve and drive enrolments until the end of the block, then drain. Raises NftrustError as the CA/RA's does."""
+    verify(config.store, "cmproxy")
+    async with contextlib.AsyncExitStack() as stack:
+        clock = GuardedClock(SystemClock())
+        token = TokenClient.worker(config.token)
+        stack.push_async_callback(asyncio.to_thread, token.close)
+        identity = await asyncio.to_thread(_identity, config, token)
+        store = Store.open(config.store, clock)
+        stack.push_async_callback(asyncio.to_thread, store.close)
+        proxy_store = SqlProxyStore(store, timedelta(seconds=config.runner.lease_seconds))
+        runner = _runner(config, identity, proxy_store, clock, stack)
+        provisioner = Provisioner(_policy(config), proxy_store, clock)
+        server = RpcServer(
+            config.management,
+            [
+                ServiceBinding(
+                    add_ProvisioningServiceServicer_to_server,
+                    ProvisioningServicer(provisioner, proxy_store, clock, runner.wake),
+                    pb.DESCRIPTOR.services_by_name["ProvisioningService"],
+                ),
+                audit_service.audit_binding(store),
+            ],
+            TABLE,
+            access=Access(config.access_file),
+            deployment=config.deployment,
+            reuse_port=reuse_port,
+        )
+        await server.start()
+        stack.push_async_callback(server.stop)
+        running = asyncio.create_task(runner.run())
+        stack.push_async_callback(_end, running)
+        yield
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _identity(config: CmProxyConfig, token: TokenClient) -> SignerIdentity:
+    """The TLS client identity, its key in the token. Raises NftrustError(KEY_MISSING)."""
+    token.ready()
+    key = token_private_key(token, CLIENT_KEY)
+    chain = read_file(config.client_certificate)
+    if x509.load_pem_x509_certificate(chain).public_key() != key.public_key():
+        raise NftrustError(Reason.KEY_MISSING, "client_certificate is not for the key in the token")
+    return SignerIdentity(chain, key)
+
+
+def _channel(peer: PeerConfig, identity: SignerIdentity, stack: contextlib.AsyncExitStack) -> grpc.aio.Channel:
+    channel = open_channel(peer.target, trust_roots=read_file(peer.trust_anchors), identity=identity)
+    stack.push_async_callback(channel.close)
+    return channel
+
+
+def _runner(
+    config: CmProxyConfig,
+    identity: SignerIdentity,
+    store: SqlProxyStore,
+    clock: GuardedClock,
+    stack: contextlib.AsyncExitStack,
+) -> Runner:
+    settings = config.runner
+    roots = {root.name: x509.load_pem_x509_certificate(read_file(root.certificate)) for root in config.day0_roots}
+    retry = RetryPolicy(
+        cap=timedelta(seconds=settings.retry_cap_seconds),
+        lifetime=timedelta(seconds=settings.enrolment_lifetime_seconds),
+    )
+    lease = timedelta(seconds=settings.lease_seconds)
+    verifier = None if config.verifier is None else _channel(config.verifier, identity, stack)
+    verifier_timeout = 0.0 if config.verifier is None else config.verifier.timeout_seconds
+    return Runner(
+        RunnerPolicy(owner=settings.instance, lease=lease, retry=retry, concurrency=settings.concurrency),
+        store,
+        GrpcNfPort(identity, roots, config.home_domain, clock, settings.nf_timeout_seconds),
+        GrpcCaRaPort(_channel(config.ca_ra, identity, stack), config.ca_ra.timeout_seconds),
+        GrpcVerifierPort(verifier, clock, verifier_timeout),
+        clock,
+    )
+
+
+def _policy(config: CmProxyConfig) -> ProvisioningPolicy:
+    forms = {entry.nf_type: entry.forms for entry in config.fqdn_forms}
+    return ProvisioningPolicy(
+        fqdns=FqdnRules(config.home_domain, forms),
+        day0_roots={root.name: Scope((root.tenant,), root.nf_types, root.fqdn_suffixes) for root in config.day0_roots},
+        delivery_modes=frozenset(config.delivery_modes),
+        shared_fqdn_profiles=frozenset(config.shared_fqdn_profiles),
+    )

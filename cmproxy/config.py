@@ -1,0 +1,77 @@
+"""The CM proxy's configuration (docs/configuration.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from nftrust.config import (
+    Day0RootConfig,
+    Deployment,
+    FqdnConfig,
+    ListenerConfig,
+    LogConfig,
+    Section,
+    StoreConfig,
+    TokenConfig,
+)
+from nftrust.identity import is_home_domain
+from nftrust.messages import DeliveryMode
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
+
+
+class PeerConfig(Section, frozen=True, kw_only=True):
+    """A service that the proxy calls."""
+
+    target: str
+    #: PEM: anchors for the service's TLS; the services CA.
+    trust_anchors: Path
+    timeout_seconds: Seconds = 10.0
+
+
+class RunnerConfig(Section, frozen=True, kw_only=True):
+    """How enrolments are driven."""
+
+    #: Names this instance; a restarted instance takes over its own leases at once.
+    instance: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")] = "cmproxy-1"
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
+    lease_seconds: Seconds = 30.0
+    retry_cap_seconds: Seconds = 30.0
+    #: An enrolment that is not through by then has failed.
+    enrolment_lifetime_seconds: Seconds = 3600.0
+    #: For calls to NF agents.
+    nf_timeout_seconds: Seconds = 5.0
+
+
+class CmProxyConfig(Section, frozen=True, kw_only=True):
+    """The CM proxy."""
+
+    deployment: Deployment = "production"
+    home_domain: str
+    #: Holds the TLS client key.
+    token: TokenConfig
+    #: PEM chain of the TLS client key.
+    client_certificate: Path
+    store: StoreConfig
+    management: ListenerConfig
+    #: Principals, scopes and deny lists; reloaded when it changes.
+    access_file: Path
+    ca_ra: PeerConfig
+    verifier: PeerConfig | None = None
+    day0_roots: tuple[Day0RootConfig, ...]
+    delivery_modes: tuple[DeliveryMode, ...] = ("wrapped",)
+    #: Certificate profiles whose NFs may share FQDNs.
+    shared_fqdn_profiles: tuple[str, ...] = ()
+    fqdn_forms: tuple[FqdnConfig, ...] = ()
+    runner: RunnerConfig = RunnerConfig()
+    fronts: Literal[1] = 1
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if not is_home_domain(self.home_domain):
+            raise ValueError("home_domain is not one of TS 23.003 clause 28.2")
+        if self.management.tls.client_ca is None:
+            raise ValueError("management.tls.client_ca is required")
