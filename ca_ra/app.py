@@ -66,7 +66,7 @@ ENROLMENT_TABLE: AuthorisationTable = {
     **infrastructure(ANYONE),
 }
 #: Failed proofs per source, and per source and known reference.
-FAILED_PROOFS_PER_SECOND, FAILED_PROOFS_BURST = 5.0, 20.0
+FAILED_PROOFS_PER_SECOND, FAILED_PROOFS_BURST = 20.0, 200.0
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from nf_agent.initialise import initialise
 from nf_agent.state import StateStore
 from nftrust import logs
 from nftrust.errors import NftrustError
+from nftrust.files import write_atomically
 
 EX_CONFIG = 78
 
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = AgentConfig.from_file(arguments.config)
         logs.configure(config.log)
-        code: int = arguments.run(config)
+        code: int = arguments.run(config, arguments)
         return code
     except NftrustError as error:
         print(f"nf-agent: {error.reason.name}: {error.message} {error.reason.remedy}", file=sys.stderr)
@@ -43,10 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", type=Path, required=True, help="TOML file (docs/configuration.md)")
         command.set_defaults(run=run)
+        if run is _run:
+            command.add_argument("--ready-file", type=Path, help="written once the agent serves")
     return parser
 
 
-def _init(config: AgentConfig) -> int:
+def _init(config: AgentConfig, arguments: argparse.Namespace) -> int:
     made = initialise(config)
     print(f"NF instance id        {config.nf_instance_id}")
     print(f"transport key SHA-256 {made.transport_key_sha256.hex()}")
@@ -54,21 +57,23 @@ def _init(config: AgentConfig) -> int:
     return 0
 
 
-def _run(config: AgentConfig) -> int:
-    return asyncio.run(_serve(config))
+def _run(config: AgentConfig, arguments: argparse.Namespace) -> int:
+    return asyncio.run(_serve(config, arguments.ready_file))
 
 
-async def _serve(config: AgentConfig) -> int:
+async def _serve(config: AgentConfig, ready_file: Path | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with NfAgent.open(config):
+        if ready_file is not None:
+            write_atomically(ready_file, b"{}\n", 0o644)
         await stop.wait()
     return 0
 
 
-def _status(config: AgentConfig) -> int:
+def _status(config: AgentConfig, arguments: argparse.Namespace) -> int:
     state = StateStore.open(config.state_dir, config.nf_instance_id).state
     print(f"phase        {state.phase} {state.reason}".rstrip())
     if state.attempt is not None:
@@ -76,7 +81,7 @@ def _status(config: AgentConfig) -> int:
     return 0
 
 
-def _rearm(config: AgentConfig) -> int:
+def _rearm(config: AgentConfig, arguments: argparse.Namespace) -> int:
     StateStore.open(config.state_dir, config.nf_instance_id).rearm()
     return 0
 

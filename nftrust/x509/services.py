@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from nftrust.errors import NftrustError, Reason, invalid_field
@@ -81,6 +82,12 @@ def issue_service(
             names.append(x509.DNSName(host))
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
     return _issue(authority, key, f"{role} {name}", names, usages, now, lifetime)
+
+
+def bare_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A request that conveys a key and nothing else, PEM; the PKI decides the rest."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, signature_hash(key.public_key())).public_bytes(Encoding.PEM)
 
 
 def issue_day0(

@@ -1,0 +1,215 @@
+"""`nftrust ca`, `registration`, `certificate` and `audit`: what the CA/RA and the logs say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC
+from pathlib import Path
+
+import click
+from cryptography import x509
+
+from nftrust.api.audit.v1 import audit_service_pb2 as audit_pb
+from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
+from nftrust.api.ca_ra.v1 import registration_service_pb2 as registration_pb
+from nftrust.audit import AuditEvent, ChainedEvent, verify_chain
+from nftrust.cli.network_functions import OUTPUT, resolve
+from nftrust.cli.output import as_dict, emit_fields, emit_json, emit_table, time
+from nftrust.cli.session import Session
+from nftrust.x509.describe import describe
+
+EXIT_AUDIT_BROKEN = 4
+AUDITED = ("ca_ra", "cmproxy", "verifier")
+
+
+@click.group()
+def ca() -> None:
+    """The issuing CA."""
+
+
+@ca.command("show")
+@click.option("--pem", is_flag=True, help="Print issuing CA and root as PEM.")
+@OUTPUT
+@click.pass_obj
+def show_ca(config: str, pem: bool, output: str) -> None:
+    """The CA's certificates and counters."""
+    with Session.open(Path(config)) as session:
+        found = session.certificates().GetCertificateAuthority(
+            certificate_pb.GetCertificateAuthorityRequest(), timeout=session.timeout
+        )
+    if output == "json":
+        emit_json(as_dict(found))
+        return
+    if pem:
+        click.echo(found.issuing_ca_pem + found.root_ca_pem, nl=False)
+        return
+    issuing = x509.load_pem_x509_certificate(found.issuing_ca_pem.encode())
+    root = x509.load_pem_x509_certificate(found.root_ca_pem.encode())
+    emit_fields(
+        [
+            ("issuing CA", issuing.subject.rfc4514_string()),
+            ("valid until", f"{issuing.not_valid_after_utc:%Y-%m-%d}"),
+            ("root", root.subject.rfc4514_string()),
+            ("CA id", found.ca_id),
+            ("home domain", found.home_domain),
+            ("CRL", f"{found.crl_url} (next update {time(found.crl_next_update)})"),
+            ("certificates issued", str(found.certificate_count)),
+        ]
+    )
+
+
+@ca.command("reinstate")
+@click.argument("nf_instance_id")
+@click.pass_obj
+def reinstate(config: str, nf_instance_id: str) -> None:
+    """Lift the suspension that a theft signal caused, after investigation."""
+    with Session.open(Path(config)) as session:
+        session.registrations().ReinstateEndEntity(
+            registration_pb.ReinstateEndEntityRequest(nf_instance_id=nf_instance_id), timeout=session.timeout
+        )
+
+
+@click.group()
+def registration() -> None:
+    """Registrations at the CA/RA."""
+
+
+@registration.command("list")
+@click.argument("nf_reference", metavar="[NF]", required=False)
+@OUTPUT
+@click.pass_obj
+def list_registrations(config: str, nf_reference: str | None, output: str) -> None:
+    """Registrations, the newest first; of one NF or of all."""
+    with Session.open(Path(config)) as session:
+        nf_instance_id = resolve(session, nf_reference).nf_instance_id if nf_reference else ""
+        request = registration_pb.ListRegistrationsRequest(nf_instance_id=nf_instance_id, page_size=1000)
+        found = session.registrations().ListRegistrations(request, timeout=session.timeout).registrations
+    if output == "json":
+        emit_json([as_dict(item) for item in found])
+        return
+    emit_table(
+        ["REGISTRATION", "STATE", "NF INSTANCE ID", "TYPE", "EXPIRES"],
+        [
+            (
+                item.name,
+                registration_pb.Registration.State.Name(item.state),
+                item.nf_instance_id,
+                item.nf_type,
+                time(item.expire_time),
+            )
+            for item in found
+        ],
+    )
+
+
+@click.group()
+def certificate() -> None:
+    """Certificates issued by the CA/RA."""
+
+
+@certificate.command("list")
+@click.argument("nf_reference", metavar="[NF]", required=False)
+@OUTPUT
+@click.pass_obj
+def list_certificates(config: str, nf_reference: str | None, output: str) -> None:
+    """Certificates, the newest first; of one NF or of all."""
+    with Session.open(Path(config)) as session:
+        nf_instance_id = resolve(session, nf_reference).nf_instance_id if nf_reference else ""
+        request = certificate_pb.ListCertificatesRequest(nf_instance_id=nf_instance_id, page_size=1000)
+        found = session.certificates().ListCertificates(request, timeout=session.timeout).certificates
+    if output == "json":
+        emit_json([as_dict(item) for item in found])
+        return
+    emit_table(
+        ["CERTIFICATE", "NF INSTANCE ID", "VALID UNTIL", "CONFIRMED"],
+        [(item.name, item.nf_instance_id, time(item.not_after), time(item.confirm_time)) for item in found],
+    )
+
+
+@certificate.command("show")
+@click.argument("name")
+@click.option("--pem", is_flag=True, help="Print PEM only.")
+@OUTPUT
+@click.pass_obj
+def show_certificate(config: str, name: str, pem: bool, output: str) -> None:
+    """One certificate, readably."""
+    with Session.open(Path(config)) as session:
+        found = session.certificates().GetCertificate(
+            certificate_pb.GetCertificateRequest(name=name), timeout=session.timeout
+        )
+    if output == "json":
+        emit_json(as_dict(found))
+    elif pem:
+        click.echo(found.pem, nl=False)
+    else:
+        emit_fields(describe(x509.load_pem_x509_certificate(found.pem.encode())))
+
+
+@click.group()
+def audit() -> None:
+    """The hash-chained audit logs."""
+
+
+@audit.command("list")
+@click.argument("role", type=click.Choice(AUDITED))
+@OUTPUT
+@click.pass_obj
+def list_audit(config: str, role: str, output: str) -> None:
+    """The audit events of a role, in order."""
+    with Session.open(Path(config)) as session:
+        found = list(_events(session, role))
+    if output == "json":
+        emit_json([as_dict(item) for item in found])
+        return
+    for item in found:
+        click.echo(f"{item.sequence:>6}  {time(item.time)}  {item.action}  {item.subject}  {item.actor}  {item.detail}")
+
+
+@audit.command("verify")
+@OUTPUT
+@click.pass_obj
+def verify(config: str, output: str) -> int:
+    """Recompute the hash chain of every role's log; exit status 4 if one is broken."""
+    results = []
+    with Session.open(Path(config)) as session:
+        for role in AUDITED:
+            count = 0
+
+            def chained(role: str = role) -> Iterator[ChainedEvent]:
+                nonlocal count
+                for item in _events(session, role):
+                    count += 1
+                    yield _chained(item)
+
+            results.append((role, verify_chain(chained()), count))
+    if output == "json":
+        emit_json([{"role": role, "events": count, "first_broken": broken} for role, broken, count in results])
+    else:
+        for role, broken, count in results:
+            verdict = f"{count} events, chain intact" if broken is None else f"BROKEN at event {broken}"
+            click.echo(f"{role:<9} {verdict}")
+    return EXIT_AUDIT_BROKEN if any(broken is not None for _, broken, _ in results) else 0
+
+
+def _events(session: Session, role: str) -> Iterator[audit_pb.AuditEvent]:
+    stub = session.audit(role)
+    token = ""
+    while True:
+        request = audit_pb.ListAuditEventsRequest(page_size=1000, page_token=token)
+        page = stub.ListAuditEvents(request, timeout=session.timeout)
+        yield from page.events
+        token = page.next_page_token
+        if not token:
+            return
+
+
+def _chained(item: audit_pb.AuditEvent) -> ChainedEvent:
+    event = AuditEvent(
+        sequence=item.sequence,
+        time=item.time.ToDatetime(UTC),
+        actor=item.actor,
+        action=item.action,
+        subject=item.subject,
+        detail=item.detail,
+    )
+    return ChainedEvent(event=event, hash=item.hash)

@@ -1,0 +1,1 @@
+"""The whole system on loopback with SoftHSM tokens, for trying, testing and measuring."""

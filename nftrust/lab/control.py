@@ -1,0 +1,238 @@
+"""Makes a lab, starts it, tells how it is and ends it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from nftrust import pki
+from nftrust.errors import NftrustError, Reason
+from nftrust.files import read_file, write_atomically
+from nftrust.lab.configuration import CONFIG_FILE, ROOT_TOKEN_FILE, write_all
+from nftrust.lab.layout import ADDRESS, DAY0_ROOT, HOME_DOMAIN, HOST, LAB_FILE, TENANT, Lab, NfSettings
+from nftrust.x509.path import pem_chain
+from softhsm import create_token
+
+SERVERS = {"ca_ra": "ca-ra", "verifier": "verifier", "cmproxy": "cm-proxy"}
+READY_FILE = "ready.json"
+LOG_FILE = "log.jsonl"
+START_SECONDS, STOP_SECONDS = 60.0, 15.0
+PROVISION_FILE = "network-function.json"
+
+Say = Callable[[str], None]
+
+
+def up(lab: Lab, say: Say) -> None:
+    """Make what is missing, then start what is not running. Raises NftrustError."""
+    if not _live(lab):
+        _set_up(lab, say)
+    say("starting CA/RA, verifier, CM proxy and NF agents")
+    processes = _start(lab)
+    lab.write_description(processes)
+    _wait_until_ready(lab, processes)
+
+
+def down(lab: Lab) -> None:
+    """End every process; what is stored stays."""
+    pids = _live(lab)
+    for pid in pids:
+        _signal(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in pids:
+        if _alive(pid):
+            _signal(pid, signal.SIGKILL)
+    lab.write_description({name: [] for name in (*SERVERS, "nfs")})
+
+
+def status(lab: Lab) -> dict[str, bool]:
+    """Whether each process runs, by role or NF folder."""
+    found = {name: bool(pids) and all(map(_alive, pids)) for name, pids in _processes(lab).items() if name != "nfs"}
+    agents = _processes(lab).get("nfs", [])
+    for index, nf in enumerate(lab.settings.nfs):
+        found[f"nf {nf.folder}"] = index < len(agents) and _alive(agents[index])
+    return found
+
+
+def start_server(lab: Lab, role: str) -> int:
+    """Start one server role; its supervisor's process id."""
+    folder = lab.role(role)
+    (folder / READY_FILE).unlink(missing_ok=True)
+    command = [sys.executable, "-m", role, "run", "--config", str(folder / CONFIG_FILE)]
+    return _spawn([*command, "--ready-file", str(folder / READY_FILE)], folder)
+
+
+def start_agent(lab: Lab, nf: NfSettings) -> int:
+    """Start one NF agent; its process id."""
+    folder = lab.nf(nf)
+    (folder / READY_FILE).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "nf_agent", "run", "--config", str(folder / CONFIG_FILE)]
+    return _spawn([*command, "--ready-file", str(folder / READY_FILE)], folder)
+
+
+# Set-up
+
+
+def _set_up(lab: Lab, say: Say) -> None:
+    names = ["pki", "ca_root", "ca_ra", "cmproxy", *(nf.folder for nf in lab.settings.nfs)]
+    say(f"PKCS#11 tokens: {', '.join(names)}")
+    tokens = {name: create_token(lab.token(name), f"nftrust-{name.replace('_', '-')}") for name in names}
+    say("services CA and day-0 root")
+    pki.initialise(lab.pki, pki.PkiSettings(home_domain=HOME_DOMAIN, token=tokens["pki"], lab=True))
+    write_all(lab)
+    with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2)) as pool:
+        say("keys of the NFs (RSA-3072 transport keys take a moment), of the CA and of the CM proxy")
+        agents = [pool.submit(_initialise_agent, lab, nf) for nf in lab.settings.nfs]
+        servers = [pool.submit(_initialise_server, lab, role) for role in SERVERS]
+        for job in (*servers, *agents):
+            job.result()
+    say("certificates of the services, of OAM and of day 0")
+    _issue(lab)
+
+
+def _initialise_server(lab: Lab, role: str) -> None:
+    folder = lab.role(role)
+    config = ["--config", str(folder / CONFIG_FILE)]
+    if lab.settings.store is not None or not (folder / "store.sqlite").exists():
+        _command([sys.executable, "-m", role, "migrate", *config])
+    if role == "ca_ra" and not (folder / "root.pem").exists():
+        _command([sys.executable, "-m", role, "init", *config, "--root-token", str(folder / ROOT_TOKEN_FILE)])
+        chain = x509.load_pem_x509_certificates(read_file(folder / "chain.pem"))
+        write_atomically(folder / "root.pem", pem_chain(chain[-1:]), 0o644)
+    if role == "cmproxy" and not (folder / "client.csr").exists():
+        _command([sys.executable, "-m", role, "init", *config, "--out", str(folder / "client.csr")])
+
+
+def _initialise_agent(lab: Lab, nf: NfSettings) -> None:
+    folder = lab.nf(nf)
+    if (folder / PROVISION_FILE).exists():
+        return
+    output = _command([sys.executable, "-m", "nf_agent", "init", "--config", str(folder / CONFIG_FILE)])
+    [fingerprint] = [line.split()[-1] for line in output.splitlines() if line.startswith("transport key")]
+    body = {
+        "nf_instance_id": nf.nf_instance_id,
+        "nf_type": nf.nf_type,
+        "fqdns": [nf.fqdn],
+        "agent_endpoint": f"{HOST}:{nf.port}",
+        "tenant": TENANT,
+        "day0_root": DAY0_ROOT,
+        "transport_key_sha256": base64.b64encode(bytes.fromhex(fingerprint)).decode(),
+    }
+    write_atomically(folder / PROVISION_FILE, json.dumps(body, indent=1).encode())
+
+
+def _issue(lab: Lab) -> None:
+    """Short-lived, so they are issued anew whenever a lab is started."""
+    hosts = [HOST, ADDRESS]
+    with pki.Pki.open(lab.pki) as opened:
+        opened.service_files(lab.pki, "oam", "oam", "lab", [])
+        for role, name in SERVERS.items():
+            opened.service_files(lab.role(role), "server", name, "lab", hosts)
+        client_key = pki.load_csr(read_file(lab.role("cmproxy") / "client.csr")).public_key()
+        client = opened.service_certificate(client_key, "cm-proxy", "lab", [])  # type: ignore[arg-type]
+        write_atomically(lab.role("cmproxy") / "client.pem", pem_chain([client]), 0o644)
+        for nf in lab.settings.nfs:
+            request = read_file(lab.nf(nf) / "state" / "day0.csr")
+            certificate = opened.day0_certificate(request, nf.nf_instance_id)
+            write_atomically(lab.nf(nf) / "day0.pem", pem_chain([certificate]), 0o644)
+
+
+def _command(command: Sequence[str]) -> str:
+    """Run to the end; what it refuses is our refusal. Raises NftrustError."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise NftrustError(Reason.CONFIG_INVALID, f"`{' '.join(command[2:4])}` failed: {last[:300]}")
+    return done.stdout
+
+
+# Processes
+
+
+def _start(lab: Lab) -> dict[str, list[int]]:
+    known = _processes(lab)
+    processes: dict[str, list[int]] = {}
+    for role in SERVERS:
+        running = [pid for pid in known.get(role, []) if _alive(pid)]
+        processes[role] = running or [start_server(lab, role)]
+    agents = known.get("nfs", [])
+    processes["nfs"] = [
+        agents[index] if index < len(agents) and _alive(agents[index]) else start_agent(lab, nf)
+        for index, nf in enumerate(lab.settings.nfs)
+    ]
+    return processes
+
+
+def _spawn(command: Sequence[str], folder: Path) -> int:
+    """A process that outlives us, its log in its folder."""
+    with (folder / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
+        )
+    _children[process.pid] = process
+    return process.pid
+
+
+#: Processes that this one started: they have to be reaped to be seen to end.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def _wait_until_ready(lab: Lab, processes: dict[str, list[int]]) -> None:
+    folders = [(lab.role(role), processes[role][0]) for role in SERVERS]
+    folders += [(lab.nf(nf), processes["nfs"][index]) for index, nf in enumerate(lab.settings.nfs)]
+    deadline = time.monotonic() + START_SECONDS
+    for folder, pid in folders:
+        while not (folder / READY_FILE).exists():
+            if not _alive(pid) or time.monotonic() > deadline:
+                down(lab)
+                raise NftrustError(Reason.PEER_UNAVAILABLE, f"{folder.name} did not start: {_last_line(folder)}")
+            time.sleep(0.05)
+
+
+def _last_line(folder: Path) -> str:
+    lines = read_file(folder / LOG_FILE, 1 << 26).decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:300] if lines else "no output"
+
+
+def _processes(lab: Lab) -> dict[str, list[int]]:
+    path = lab.directory / LAB_FILE
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(read_file(path))["processes"]
+    return found
+
+
+def _live(lab: Lab) -> list[int]:
+    return [pid for pids in _processes(lab).values() for pid in pids if _alive(pid)]
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process runs and is one of ours."""
+    child = _children.get(pid)
+    if child is not None and child.poll() is not None:
+        return False
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z" and b"--config" in command
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,2 @@
+def run_demo(lab: object) -> int:
+    return 0

@@ -1,0 +1,226 @@
+"""What everybody but this package sees of a token: a client to which operations are submitted.
+
+One thread collects what is queued into a batch while the last batch is in
+flight, so that the round trip to a worker is shared. A token that is lost is
+opened again with back-off; what was in flight fails with TOKEN_UNAVAILABLE,
+what was queued waits for one fresh start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, Literal, TypeVar, cast
+
+from nftrust.config import TokenConfig
+from nftrust.errors import NftrustError, Reason
+from nftrust.pkcs11.backend import Backend, LocalBackend, Reply, all_unavailable
+from nftrust.pkcs11.operations import Operation, Outcome
+from nftrust.pkcs11.worker_backend import REPLY_LIMIT_SECONDS, WorkerBackend
+
+R = TypeVar("R")
+State = Literal["starting", "ready", "down", "closed"]
+
+MAX_BATCH = 128
+MAX_QUEUED = 8192
+SHORTEST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+RETRY_AFTER_SECONDS = 1.0
+#: How long a synchronous call waits.
+CALL_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class TokenClient:
+    """Thread-safe. Made by :meth:`in_process` or :meth:`worker`; starts at once, see :meth:`ready`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[Operation[Any], Future[Any]]] = deque()
+        self._state: State = "starting"
+        self._start_error: NftrustError | None = None
+        self._pauses = 0
+        self._thread = threading.Thread(target=self._live, name="token", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def in_process(cls, config: TokenConfig) -> TokenClient:
+        """The token in this process, in a thread of its own (the NF agent). One token per module and process."""
+        return cls(LocalBackend(config))
+
+    @classmethod
+    def worker(cls, config: TokenConfig, *, reply_limit: float = REPLY_LIMIT_SECONDS) -> TokenClient:
+        """The token in a worker process, which is killed if a batch takes longer than ``reply_limit`` seconds."""
+        return cls(WorkerBackend(config, reply_limit=reply_limit))
+
+    @property
+    def available(self) -> bool:
+        """Whether the token is open: for health checks."""
+        return self._state == "ready"
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process id of the worker, if there is one."""
+        return self._backend.pid if isinstance(self._backend, WorkerBackend) else None
+
+    def ready(self, timeout: float = CALL_SECONDS) -> None:
+        """Wait for the login. Raises the NftrustError of the start: TOKEN_MISSING, PIN_INCORRECT, …"""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._state != "starting", timeout):
+                raise NftrustError(Reason.TOKEN_UNAVAILABLE)
+            if self._state == "down" and self._start_error is not None:
+                raise self._start_error
+            if self._state == "closed":
+                raise NftrustError(Reason.SHUTTING_DOWN)
+
+    def submit(self, operation: Operation[R]) -> Future[R]:
+        """Queue an operation. The future holds the result or an NftrustError."""
+        return cast("Future[R]", self._submit_all([operation])[0])
+
+    async def run(self, operation: Operation[R]) -> R:
+        """Do an operation from an event loop. Raises NftrustError."""
+        return await asyncio.wrap_future(self.submit(operation))
+
+    async def run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        """Do these in one batch where possible: all results in order, or the first NftrustError."""
+        return await asyncio.gather(*map(asyncio.wrap_future, self._submit_all(operations)))
+
+    def call(self, operation: Operation[R], *, timeout: float = CALL_SECONDS) -> R:
+        """Do an operation and wait, from any thread but the client's own. Raises NftrustError."""
+        future = self.submit(operation)
+        try:
+            return future.result(timeout)
+        except FutureTimeout:
+            future.cancel()
+            raise NftrustError(Reason.DEADLINE) from None
+
+    def close(self) -> None:
+        """Finish the batch in flight, refuse the rest, let go of the token. May be repeated."""
+        with self._changed:
+            self._state = "closed"
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _submit_all(self, operations: Sequence[Operation[Any]]) -> list[Future[Any]]:
+        futures: list[Future[Any]] = [Future() for _ in operations]
+        with self._changed:
+            refusal = self._refusal(len(operations))
+            if refusal is None:
+                self._queue.extend(zip(operations, futures, strict=True))
+                self._changed.notify_all()
+                return futures
+        for future in futures:
+            future.set_exception(NftrustError(refusal, retry_after=RETRY_AFTER_SECONDS))
+        return futures
+
+    def _refusal(self, count: int) -> Reason | None:
+        if self._state == "closed":
+            return Reason.SHUTTING_DOWN
+        if self._state == "down" or len(self._queue) + count > MAX_QUEUED:
+            return Reason.TOKEN_UNAVAILABLE
+        return None
+
+    def _live(self) -> None:
+        """The thread: start, serve, and start again, until closed."""
+        while self._state != "closed":
+            if self._start():
+                self._serve()
+                self._backend.stop()
+            if self._state != "closed" and self._pauses:
+                self._pause()
+        self._backend.close()
+        self._refuse_queued(Reason.SHUTTING_DOWN)
+
+    def _start(self) -> bool:
+        try:
+            self._backend.start()
+        except NftrustError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, callers get an answer and the thread lives
+            _log.error("token start failed", extra={"cause": type(error).__name__})
+            failure = NftrustError(Reason.TOKEN_UNAVAILABLE)
+        else:
+            self._enter("ready", None)
+            return True
+        _log.error("token not open", extra={"reason": failure.reason.name})
+        self._enter("down", failure)
+        self._refuse_queued(Reason.TOKEN_UNAVAILABLE)
+        self._pauses += 1
+        return False
+
+    def _serve(self) -> None:
+        """Do batches until the token is lost or the client closed."""
+        while batch := self._next_batch():
+            operations = [operation for operation, _ in batch]
+            try:
+                reply = self._backend.execute(operations)
+            except Exception as error:  # noqa: BLE001 - as above
+                reply = Reply(all_unavailable(operations), type(error).__name__)
+            if reply.lost:
+                _log.warning("token lost", extra={"cause": reply.lost})
+                # A first loss is followed by a fresh start at once, further ones without success between them are not.
+                self._enter("starting", None)
+                self._settle(batch, reply.outcomes)
+                self._pauses = self._pauses * 2 + 1 if self._crashed else 0
+                self._crashed = True
+                return
+            self._pauses, self._crashed = 0, False
+            self._settle(batch, reply.outcomes)
+
+    _crashed = False
+
+    def _next_batch(self) -> list[tuple[Operation[Any], Future[Any]]]:
+        """What is queued, at least one; nothing once the client is closed."""
+        batch: list[tuple[Operation[Any], Future[Any]]] = []
+        with self._changed:
+            while not batch:
+                self._changed.wait_for(lambda: self._queue or self._state == "closed")
+                if self._state == "closed":
+                    return []
+                while self._queue and len(batch) < MAX_BATCH:
+                    operation, future = self._queue.popleft()
+                    if future.set_running_or_notify_cancel():
+                        batch.append((operation, future))
+        return batch
+
+    @staticmethod
+    def _settle(batch: list[tuple[Operation[Any], Future[Any]]], outcomes: list[Outcome]) -> None:
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if outcome.failure is None:
+                future.set_result(outcome.value)
+            else:
+                future.set_exception(outcome.failure.error())
+
+    def _refuse_queued(self, reason: Reason) -> None:
+        with self._changed:
+            refused = list(self._queue)
+            self._queue.clear()
+        for _, future in refused:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(NftrustError(reason, retry_after=RETRY_AFTER_SECONDS))
+
+    def _enter(self, state: State, error: NftrustError | None) -> None:
+        with self._changed:
+            if self._state != "closed":
+                self._state = state
+                self._start_error = error
+                self._changed.notify_all()
+
+    def _pause(self) -> None:
+        """Back off with full jitter. A refused PIN is never tried again: real tokens lock."""
+        error = self._start_error
+        latched = error is not None and error.reason is Reason.PIN_INCORRECT
+        ceiling = min(LONGEST_PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS * 2.0 ** min(self._pauses, 10))
+        limit = None if latched else time.monotonic() + random.uniform(SHORTEST_PAUSE_SECONDS, ceiling)
+        with self._changed:
+            while self._state != "closed" and (limit is None or limit > time.monotonic()):
+                self._changed.wait(None if limit is None else max(0.0, limit - time.monotonic()))

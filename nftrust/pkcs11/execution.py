@@ -1,0 +1,194 @@
+"""What each operation does on a session. One function per operation; :data:`EXECUTORS` maps them."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nftrust.errors import NftrustError, Reason
+from nftrust.pkcs11 import constants as ck
+from nftrust.pkcs11 import operations as op
+from nftrust.pkcs11 import spki, templates
+from nftrust.pkcs11.custody import probe
+from nftrust.pkcs11.session import TokenSession
+
+_DUPLICABLE = (ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY, ck.CKO_PUBLIC_KEY)
+
+
+def _public_key(session: TokenSession, operation: op.PublicKey) -> bytes:
+    private = session.find(templates.by_class(ck.CKO_PRIVATE_KEY, operation.label))
+    public = session.find(templates.by_class(ck.CKO_PUBLIC_KEY, operation.label))
+    if len(private) == 1 and len(public) == 1:
+        return _spki(session, public[0])
+    if not private and not session.alive():
+        raise NftrustError(Reason.TOKEN_UNAVAILABLE)
+    raise NftrustError(Reason.KEY_MISSING, metadata={"label": operation.label})
+
+
+def _generate_key_pair(session: TokenSession, operation: op.GenerateKeyPair) -> bytes:
+    if operation.kind == "rsa-transport":
+        _require_custody(session)
+    with session.lock.held():
+        session.require_free(operation.label)
+        pair = templates.key_pair(operation.label, operation.kind)
+        public, _ = session.module.generate_key_pair(session.handle, *pair)
+    session.forget(operation.label)
+    return _spki(session, public)
+
+
+def _destroy_key(session: TokenSession, operation: op.DestroyKey) -> None:
+    destroyed = False
+    with session.lock.held():
+        for object_class in _DUPLICABLE:
+            for handle in session.module.find(session.handle, templates.by_class(object_class, operation.label)):
+                session.module.destroy(session.handle, handle)
+                destroyed = destroyed or object_class != ck.CKO_PUBLIC_KEY
+    session.forget(operation.label)
+    if not destroyed:
+        if not session.alive():
+            raise NftrustError(Reason.TOKEN_UNAVAILABLE)
+        raise NftrustError(Reason.KEY_MISSING, metadata={"label": operation.label})
+
+
+def _list_keys(session: TokenSession, _: op.ListKeys) -> list[op.KeyInfo]:
+    keys = [
+        *(
+            op.KeyInfo(session.text(key, ck.CKA_LABEL), "private")
+            for key in session.find(templates.by_class(ck.CKO_PRIVATE_KEY))
+        ),
+        *(
+            op.KeyInfo(session.text(key, ck.CKA_LABEL), "secret")
+            for key in session.find(templates.by_class(ck.CKO_SECRET_KEY))
+        ),
+    ]
+    if not keys and not session.alive():
+        raise NftrustError(Reason.TOKEN_UNAVAILABLE)
+    return sorted(keys, key=lambda key: (key.label, key.type))
+
+
+def _sign_digest(session: TokenSession, operation: op.SignDigest) -> bytes:
+    if operation.scheme == "ecdsa":
+        mechanism, message, role = templates.ECDSA, operation.digest, "ecdsa"
+    elif operation.scheme == "rsa-pss":
+        mechanism, message, role = templates.PSS[operation.hash], operation.digest, "rsa"
+    else:
+        message = templates.DIGEST_INFO[operation.hash] + operation.digest
+        mechanism, role = templates.RSA_PKCS1V15, "rsa"
+    return session.with_key(
+        operation.label,
+        "ecdsa" if role == "ecdsa" else "rsa",
+        lambda key: session.module.sign(session.handle, mechanism, key, message),
+    )
+
+
+def _generate_secret(session: TokenSession, operation: op.GenerateSecret) -> None:
+    if operation.kind == "kek":
+        _require_custody(session)
+        template = templates.kek(operation.label)
+    else:
+        template = templates.mac_key(operation.label, length=op.MAC_BYTES)
+    with session.lock.held():
+        session.require_free(operation.label)
+        session.module.generate_key(session.handle, templates.SECRET_MECHANISMS[operation.kind], template)
+    session.forget(operation.label)
+
+
+def _import_secret(session: TokenSession, operation: op.ImportSecret) -> None:
+    with session.lock.held():
+        session.require_free(operation.label)
+        session.module.create(session.handle, templates.mac_key(operation.label, value=operation.value))
+    session.forget(operation.label)
+
+
+def _mac(session: TokenSession, operation: op.Mac) -> bytes:
+    return session.with_key(operation.label, "mac", lambda key: _hmac(session, key, operation.data))
+
+
+def _verify_mac(session: TokenSession, operation: op.VerifyMac) -> bool:
+    expected = session.with_key(operation.label, "mac", lambda key: _hmac(session, key, operation.data))
+    return hmac.compare_digest(expected, operation.mac)
+
+
+def _mint_iak(session: TokenSession, operation: op.MintIak) -> op.MintedIak:
+    clear = operation.recipient_spki is None
+    recipient = None if operation.recipient_spki is None else spki.transport_numbers(operation.recipient_spki)
+    module, handle = session.module, session.handle
+    birth = templates.newborn_iak(clear=clear)
+    with session.session_object(module.generate_key(handle, templates.SECRET_MECHANISMS["mac"], birth)) as iak:
+        blob = session.with_key(
+            operation.kek_label, "kek", lambda kek: module.wrap(handle, templates.AES_KEY_WRAP, kek, iak)
+        )
+        if recipient is None:
+            delivery = module.attribute(handle, iak, ck.CKA_VALUE)
+        else:
+            with session.session_object(module.create(handle, templates.rsa_recipient(*recipient))) as key:
+                delivery = module.wrap(handle, templates.OAEP[operation.oaep_hash], key, iak)
+    return op.MintedIak(blob, delivery)
+
+
+def _verify_iak_mac(session: TokenSession, operation: op.VerifyIakMac) -> bool:
+    # A token reports no length of an unwrapped key: the blob's own is the only check there is.
+    if len(operation.vault_blob) != op.VAULT_BLOB_BYTES:
+        raise NftrustError(Reason.STORED_ROW_TAMPERED)
+
+    def use(kek: int) -> bytes:
+        unwrapped = session.unwrap_iak(templates.AES_KEY_WRAP, kek, operation.vault_blob, Reason.STORED_ROW_TAMPERED)
+        with session.session_object(unwrapped) as iak:
+            return _hmac(session, iak, operation.data)
+
+    expected = session.with_key(operation.kek_label, "kek", use)
+    return hmac.compare_digest(expected, operation.mac)
+
+
+def _transport_iak_mac(session: TokenSession, operation: op.TransportIakMac) -> bytes:
+    if not op.MIN_MODULUS_BYTES <= len(operation.wrapped_iak) <= op.MAX_MODULUS_BYTES:
+        raise NftrustError(Reason.ENROLMENT_INFO_INVALID)
+
+    def use(key: int) -> bytes:
+        mechanism = templates.OAEP[operation.oaep_hash]
+        unwrapped = session.unwrap_iak(mechanism, key, operation.wrapped_iak, Reason.ENROLMENT_INFO_INVALID)
+        with session.session_object(unwrapped) as iak:
+            return _hmac(session, iak, operation.data)
+
+    return session.with_key(operation.transport_label, "transport", use)
+
+
+def _probe_custody(session: TokenSession, _: op.ProbeCustody) -> op.CustodyReport:
+    return probe(session)
+
+
+def _hmac(session: TokenSession, key: int, data: bytes) -> bytes:
+    return session.module.sign(session.handle, templates.HMAC_SHA256, key, data)
+
+
+def _spki(session: TokenSession, public: int) -> bytes:
+    def read(attribute: int) -> bytes:
+        return session.module.attribute(session.handle, public, attribute)
+
+    if int.from_bytes(read(ck.CKA_KEY_TYPE), "little") == ck.CKK_EC:
+        return spki.ec_spki(read(ck.CKA_EC_PARAMS), read(ck.CKA_EC_POINT))
+    return spki.rsa_spki(read(ck.CKA_MODULUS), read(ck.CKA_PUBLIC_EXPONENT))
+
+
+def _require_custody(session: TokenSession) -> None:
+    """A key that guards IAKs is not made in a token that would let them out."""
+    if not probe(session).unwrap_template_enforced:
+        raise NftrustError(Reason.TOKEN_CUSTODY_UNPROVEN)
+
+
+EXECUTORS: Mapping[type, Callable[[TokenSession, Any], Any]] = {
+    op.PublicKey: _public_key,
+    op.GenerateKeyPair: _generate_key_pair,
+    op.DestroyKey: _destroy_key,
+    op.ListKeys: _list_keys,
+    op.SignDigest: _sign_digest,
+    op.GenerateSecret: _generate_secret,
+    op.ImportSecret: _import_secret,
+    op.Mac: _mac,
+    op.VerifyMac: _verify_mac,
+    op.MintIak: _mint_iak,
+    op.VerifyIakMac: _verify_iak_mac,
+    op.TransportIakMac: _transport_iak_mac,
+    op.ProbeCustody: _probe_custody,
+}

@@ -1,0 +1,57 @@
+"""Answers to requests that may come again (design 6; AIP-155).
+
+``scope`` names the authenticated credential, so that a stranger cannot squat
+keys (security rule 6). Call :func:`recall`, do the work and :func:`remember`
+in one ``Store.write``: batches are serial, so that no second request slips in.
+"""
+
+from __future__ import annotations
+
+import hmac
+from datetime import datetime
+
+from sqlalchemy import delete, insert, select
+
+from nftrust.errors import NftrustError, Reason
+from nftrust.storage.tables import idempotency
+from nftrust.storage.transaction import Executor, Transaction
+
+
+def recall(executor: Executor, scope: str, key: str, request_sha256: bytes) -> bytes | None:
+    """The stored response to this very request, or None if the key is new.
+
+    Raises NftrustError(REQUEST_ID_REUSED) if the key was used for another request.
+    """
+    row = executor.execute(
+        select(idempotency.c.request_sha256, idempotency.c.response).where(
+            idempotency.c.scope == scope, idempotency.c.key == key
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if not hmac.compare_digest(bytes(row.request_sha256), request_sha256):
+        raise NftrustError(Reason.REQUEST_ID_REUSED)
+    return bytes(row.response)
+
+
+def remember(tx: Transaction, scope: str, key: str, request_sha256: bytes, response: bytes) -> None:
+    """Keep ``response`` for the same request to come, in the effect's own transaction."""
+    tx.execute(
+        insert(idempotency).values(
+            scope=scope, key=key, request_sha256=request_sha256, response=response, create_time=tx.now
+        )
+    )
+
+
+def forget(tx: Transaction, before: datetime, limit: int = 1000) -> int:
+    """Drop at most ``limit`` answers older than ``before``; the number dropped."""
+    old = (
+        select(idempotency.c.scope, idempotency.c.key)
+        .where(idempotency.c.create_time < before)
+        .order_by(idempotency.c.create_time)
+        .limit(limit)
+    )
+    rows = tx.execute(old).all()
+    for row in rows:
+        tx.execute(delete(idempotency).where(idempotency.c.scope == row.scope, idempotency.c.key == row.key))
+    return len(rows)
