@@ -40,7 +40,7 @@ class ServerCredentials:
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """Credentials for ``add_secure_port``; client certificates are demanded where a client CA is configured."""
         demand = self._config.client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(self._initial, self._changed, demand)
+        return grpc.dynamic_ssl_server_credentials(self._initial, self._changed, demand)  # type: ignore[arg-type]
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC before every handshake; None means unchanged. Must not raise."""
