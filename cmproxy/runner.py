@@ -179,6 +179,7 @@ class Runner:
         if drive.enrolment.intent is None:
             await self._make_intent(drive)
         assert drive.enrolment.intent is not None
+        asked = self._clock.now()
         answer = await self._ca_ra.register(drive.enrolment.intent)
         refusal = _CA_REFUSALS.get(answer.registration.state)
         if refusal is not None:
@@ -186,7 +187,7 @@ class Runner:
         drive.iak = answer.iak
         now = self._clock.now()
         steps = [
-            Step(5, "CM proxy registered the NF at the CA/RA", _micros(answer.registration.create_time)),
+            Step(5, "CM proxy registered the NF at the CA/RA", _micros(asked)),
             Step(6, "CA/RA returned reference value and IAK", _micros(now)),
         ]
         known = replace(drive.enrolment, registration=answer.registration.name, enrolment_info=answer.enrolment_info)

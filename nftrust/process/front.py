@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 
 from nftrust.errors import NftrustError
+from nftrust.process.control import ALIVE, EX_CONFIG, READY, refusal_message
 
 HEARTBEAT_SECONDS = 0.5
-READY, ALIVE = b"R", b"."
-#: sysexits.h: the supervisor does not restart a front that ends with it.
-EX_CONFIG = 78
 _PR_SET_PDEATHSIG = 1
+
+_log = logging.getLogger(__name__)
+
+__all__ = ["EX_CONFIG", "Front", "run_front"]
 
 
 class Front:
@@ -24,56 +26,64 @@ class Front:
 
     def __init__(self, control_fd: int) -> None:
         self.stop = asyncio.Event()
+        self.is_ready = False
         self._control_fd = control_fd
 
     def ready(self) -> None:
         """All listeners serve."""
+        self.is_ready = True
         self._send(READY)
 
-    def _send(self, mark: bytes) -> None:
+    def _send(self, word: str) -> None:
         try:
-            os.write(self._control_fd, mark)
+            os.write(self._control_fd, f"{word}\n".encode())
         except BlockingIOError:
-            pass  # the supervisor is stopped; it finds the marks when it goes on
+            pass  # the supervisor is stopped; it finds earlier messages when it goes on
         except OSError:
             self.stop.set()  # the supervisor is gone
 
     async def beat(self) -> None:
         """From the event loop, so that a front that no longer serves no longer beats."""
         while True:
-            self._send(ALIVE)
+            self._send(READY if self.is_ready else ALIVE)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 def run_front(control_fd: int, serve: Callable[[Front], Awaitable[None]]) -> int:
-    """Run ``serve`` until it returns; the exit status. A typed refusal at start is one line on standard error."""
-    die_with_parent()
+    """Run ``serve`` until it returns; the exit status.
+
+    78 and the reason to the supervisor where ``serve`` raises a permanent
+    NftrustError before it was ready; 1 where another attempt may succeed.
+    """
+    _die_with_parent()
     os.set_blocking(control_fd, False)
-    try:
-        asyncio.run(_run(control_fd, serve))
-    except NftrustError as error:
-        print(f"{error.reason.name}: {error.message} {error.reason.remedy}", file=sys.stderr, flush=True)  # noqa: T201
-        return 1 if error.transient else EX_CONFIG
-    return 0
+    return asyncio.run(_run(Front(control_fd), control_fd, serve))
 
 
-async def _run(control_fd: int, serve: Callable[[Front], Awaitable[None]]) -> None:
-    front = Front(control_fd)
+async def _run(front: Front, control_fd: int, serve: Callable[[Front], Awaitable[None]]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, front.stop.set)
     beating = asyncio.create_task(front.beat())
     try:
         await serve(front)
+    except NftrustError as error:
+        if front.is_ready or error.transient:
+            _log.error("front gives up", extra={"reason": error.reason.name, "detail": error.message})
+            return 1
+        with contextlib.suppress(OSError):
+            os.write(control_fd, refusal_message(error))
+        return EX_CONFIG
     finally:
         beating.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await beating
+    return 0
 
 
-def die_with_parent() -> None:
-    """SIGKILL this process when the thread that started it ends (Linux)."""
-    parent = os.getppid()
+def _die_with_parent() -> None:
+    """SIGKILL this process when the supervisor ends, however it ends (Linux).
+
+    Where it ended before this call, the first heartbeat finds the pipe closed.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the request
-        os.kill(os.getpid(), signal.SIGKILL)

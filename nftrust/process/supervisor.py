@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nftrust.process.front import EX_CONFIG, READY
+from nftrust.errors import NftrustError
+from nftrust.process.control import ALIVE, EX_CONFIG, MAX_MESSAGE_BYTES, READY, REFUSED, parse_refusal
 from nftrust.process.ports import reserved
 
 log = logging.getLogger(__name__)
 
-#: A front without a heartbeat for so long is killed. It includes the start of the interpreter.
+#: A front without a heartbeat for so long is killed.
 SILENCE_SECONDS = 10.0
+#: The same until the first heartbeat: the interpreter starts and the role is imported.
+START_SECONDS = 60.0
 DRAIN_SECONDS = 20.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 #: A front that has lived for so long starts again without a pause.
@@ -36,8 +39,10 @@ class _Slot:
     number: int
     process: subprocess.Popen[bytes] | None = None
     control: int = -1
+    unread: bytes = b""
     ready: bool = False
-    last_beat: float = 0.0
+    refusal: NftrustError | None = None
+    silent_at: float = 0.0
     started: float = 0.0
     start_at: float = 0.0
     pause: float = 0.0
@@ -58,6 +63,7 @@ class Supervisor:
         pass_fds: Sequence[int] = (),
         on_ready: Callable[[], None] = lambda: None,
         silence: float = SILENCE_SECONDS,
+        drain: float = DRAIN_SECONDS,
     ) -> None:
         self._command = list(command)
         self._addresses = addresses
@@ -65,18 +71,22 @@ class Supervisor:
         self._pass_fds = tuple(pass_fds)
         self._on_ready = on_ready
         self._silence = silence
+        self._drain_seconds = drain
         self._announced = False
         self._stopping = False
+        self._last_tick = 0.0
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT (0), or a front's permanent refusal to start (78).
+        """Until SIGTERM or SIGINT (0), or until a front ends with 78 and has told nobody why (78).
 
-        Raises NftrustError(PORT_IN_USE). Call it from the main thread.
+        Raises NftrustError: PORT_IN_USE, or a front's permanent refusal to
+        start, after the other fronts have drained. Call it from the main thread.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         with reserved(self._addresses):
+            self._last_tick = time.monotonic()
             while not self._stopping:
                 for slot in self._slots:
                     if slot.process is None and time.monotonic() >= slot.start_at:
@@ -84,13 +94,18 @@ class Supervisor:
                 self._listen()
                 for slot in self._slots:
                     if self._check(slot) == EX_CONFIG:
-                        self._drain()
-                        return EX_CONFIG
+                        return self._give_up(slot)
             self._drain()
         return 0
 
     def _stop(self, number: int, frame: object) -> None:
         self._stopping = True
+
+    def _give_up(self, slot: _Slot) -> int:
+        self._drain()
+        if slot.refusal is not None:
+            raise slot.refusal
+        return EX_CONFIG
 
     def _start(self, slot: _Slot) -> None:
         reading, writing = os.pipe()
@@ -98,22 +113,44 @@ class Supervisor:
         slot.process = subprocess.Popen(command, pass_fds=(writing, *self._pass_fds), start_new_session=True)
         os.close(writing)
         os.set_blocking(reading, False)
-        slot.control, slot.ready = reading, False
-        slot.started = slot.last_beat = time.monotonic()
+        slot.control, slot.unread, slot.ready, slot.refusal = reading, b"", False, None
+        slot.started = time.monotonic()
+        slot.silent_at = slot.started + max(START_SECONDS, self._silence)
         self._selector.register(reading, selectors.EVENT_READ, slot)
 
     def _listen(self) -> None:
         for key, _ in self._selector.select(_TICK_SECONDS):
-            slot: _Slot = key.data
-            marks = os.read(slot.control, 4096)
-            if not marks:
-                self._selector.unregister(slot.control)
-                continue
-            slot.last_beat = time.monotonic()
-            slot.ready = slot.ready or READY in marks
+            self._receive(key.data)
+        now = time.monotonic()
+        if now - self._last_tick > self._silence / 2:
+            # While the supervisor itself did not run, silence says nothing about the fronts.
+            for slot in self._slots:
+                slot.silent_at = max(slot.silent_at, now + self._silence)
+        self._last_tick = now
         if not self._announced and all(slot.ready for slot in self._slots):
             self._announced = True
             self._on_ready()
+
+    def _receive(self, slot: _Slot) -> bool:
+        """Take what the front has said; False once it says no more."""
+        try:
+            data = os.read(slot.control, 1 << 16)
+        except BlockingIOError:
+            return False
+        if not data:
+            if slot.control in self._selector.get_map():
+                self._selector.unregister(slot.control)
+            return False
+        *lines, rest = (slot.unread + data).split(b"\n")
+        slot.unread = rest[-MAX_MESSAGE_BYTES:]
+        for line in lines:
+            word, _, text = line.decode("utf-8", "replace").partition(" ")
+            if word == REFUSED:
+                slot.refusal = parse_refusal(text)
+            elif word in (ALIVE, READY):
+                slot.silent_at = time.monotonic() + self._silence
+                slot.ready = word == READY
+        return True
 
     def _check(self, slot: _Slot) -> int | None:
         """Bury a front that has ended, kill one that is silent; its exit status where it has ended."""
@@ -121,15 +158,16 @@ class Supervisor:
         if process is None:
             return None
         now = time.monotonic()
-        if process.poll() is None and now - slot.last_beat > self._silence:
-            log.error("front is silent, killed", extra={"front": slot.number, "pid": process.pid})
+        if process.poll() is None and now > slot.silent_at:
+            log.error("front is silent, killed", extra={"front": slot.number, "child": process.pid})
             process.kill()
             process.wait()
         if process.returncode is None:
             return None
+        while self._receive(slot):
+            pass  # its last words
         self._bury(slot, now)
-        if process.returncode != EX_CONFIG and not self._stopping:
-            log.warning("front ended", extra={"front": slot.number, "status": process.returncode})
+        log.warning("front ended", extra={"front": slot.number, "status": process.returncode})
         return process.returncode
 
     def _bury(self, slot: _Slot, now: float) -> None:
@@ -146,7 +184,7 @@ class Supervisor:
         alive = [slot.process for slot in self._slots if slot.process is not None]
         for process in alive:
             process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + DRAIN_SECONDS
+        deadline = time.monotonic() + self._drain_seconds
         for process in alive:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))

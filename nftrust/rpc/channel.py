@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,6 @@ def _signer_credentials(trust_roots: bytes, identity: SignerIdentity) -> grpc.Ch
     make = getattr(experimental, "ssl_channel_credentials_with_custom_signer", None)
     if make is None:
         raise NftrustError(Reason.CONFIG_INVALID, "this grpcio cannot use a client key in a token; upgrade it")
-    # A token may take long: gRPC's own threads must not wait for it.
-    executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tls-signer")
 
     def sign(data: bytes, algorithm: object, complete: Callable[[bytes | Exception], None]) -> Callable[[], None]:
         def work() -> None:
@@ -104,7 +103,7 @@ def _signer_credentials(trust_roots: bytes, identity: SignerIdentity) -> grpc.Ch
             except Exception:  # noqa: BLE001 - gRPC must hear of it, whatever it is, but not its text
                 complete(RuntimeError("signing failed"))
 
-        executor.submit(work)
+        _signing_threads().submit(work)
         return lambda: None
 
     with warnings.catch_warnings():
@@ -113,6 +112,12 @@ def _signer_credentials(trust_roots: bytes, identity: SignerIdentity) -> grpc.Ch
             private_key_sign_fn=sign, root_certificates=trust_roots, certificate_chain=identity.certificate_chain
         )
     return credentials
+
+
+@cache
+def _signing_threads() -> ThreadPoolExecutor:
+    """Threads of this process that wait for tokens: gRPC's own must not."""
+    return ThreadPoolExecutor(max_workers=4, thread_name_prefix="tls-signer")
 
 
 def algorithm_name(algorithm: object) -> str:

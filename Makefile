@@ -1,0 +1,80 @@
+# The front door. `make help` explains.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS_VENV := .venv-protos
+GRPCURL_VERSION := v1.9.3
+LAB ?= .lab
+export PATH := $(CURDIR)/.cache/bin:$(PATH)
+
+.PHONY: help setup packages demo test lint format bench chaos soak protos lock grpcurl clean
+
+help: ## Show this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.done packages ## Install what is missing: Debian packages and the pinned dependencies
+
+$(VENV)/.done: requirements.lock pyproject.toml tools/require
+	@tools/require python "$(PYTHON)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "· pinned dependencies into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock \
+	  || { echo "nftrust: the pinned dependencies cannot be installed: is there a network?" >&2; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+packages:
+	@tools/require packages
+
+demo: setup ## Three NFs get their first certificates, step by step (the lab stays up in .lab)
+	@$(BIN)/nftrust demo --dir $(LAB)
+
+test: setup grpcurl protos-env ## Run every test against real SoftHSM and real gRPC
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: setup ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy nftrust ca_ra cmproxy verifier nf_agent softhsm bench
+	$(BIN)/lint-imports
+
+format: setup ## Format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure: certificates per second, CPU per certificate, whole enrolments per second
+	$(BIN)/python -m bench $(ARGS)
+
+chaos: setup ## The kill test alone, longer: processes get SIGKILL while NFs enrol
+	NFTRUST_CHAOS_NFS=$${NFTRUST_CHAOS_NFS:-50} $(BIN)/python -m pytest -q -m chaos $(ARGS)
+
+soak: setup ## Enrol over and over for SOAK_SECONDS (default 600) and compare memory and handles
+	$(BIN)/python -m bench soak --seconds $${SOAK_SECONDS:-600}
+
+.PHONY: protos-env
+protos-env: $(PROTOS_VENV)/.done
+
+$(PROTOS_VENV)/.done: protos/requirements.lock
+	@test -x $(PROTOS_VENV)/bin/python || $(PYTHON) -m venv $(PROTOS_VENV)
+	@$(PROTOS_VENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r protos/requirements.lock
+	@touch $@
+
+protos: protos-env ## Generate the stubs in nftrust/api anew
+	$(PROTOS_VENV)/bin/python protos/generate.py .
+
+lock: ## Pin the newest dependencies with hashes
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile -q -U --extra dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q -U --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  protos/requirements.in -o protos/requirements.lock
+
+grpcurl: ## Install the pinned grpcurl into .cache/bin, where Go is present
+	@if ! command -v grpcurl >/dev/null && command -v go >/dev/null; then \
+	  echo "· grpcurl $(GRPCURL_VERSION)"; \
+	  GOBIN=$(CURDIR)/.cache/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION); fi
+
+clean: ## End the lab and remove what was made
+	@if [ -x $(BIN)/nftrust ] && [ -e $(LAB)/lab.json ]; then $(BIN)/nftrust lab down --dir $(LAB); fi
+	rm -rf $(LAB) $(VENV) $(PROTOS_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,129 @@
+"""What the storage tests share: a role with migrations, and real databases for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import BigInteger, Column, ForeignKey, LargeBinary, Table, Text, UniqueConstraint
+
+from nftrust.config import StoreConfig
+from nftrust.storage import new_metadata
+
+ROLE = "storage_demo_role"
+METADATA = new_metadata()
+parent = Table("parent", METADATA, Column("id", Text, primary_key=True))
+item = Table(
+    "item",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=True),
+    Column("parent_id", Text, ForeignKey("parent.id"), nullable=True),
+    UniqueConstraint("number"),
+)
+
+_ENV = "from nftrust.storage.migrate import run_environment\nrun_environment()\n"
+_FIRST = """
+    from alembic import op
+    from nftrust.storage import create_shared_tables
+    from tests.contract.storage_kit import METADATA
+    revision, down_revision = "0001", None
+    def upgrade():
+        create_shared_tables(op)
+        METADATA.create_all(op.get_bind())
+"""
+_SECOND = """
+    import sqlalchemy as sa
+    from alembic import op
+    revision, down_revision = "0002", "0001"
+    def upgrade():
+        with op.batch_alter_table("item") as batch:
+            batch.add_column(sa.Column("note", sa.Text(), nullable=True))
+"""
+
+
+def make_role(directory: Path) -> Path:
+    """A role package with one revision, in ``directory`` (to be put on the path)."""
+    versions = directory / ROLE / "migrations" / "versions"
+    versions.mkdir(parents=True)
+    (directory / ROLE / "__init__.py").write_text("")
+    (directory / ROLE / "migrations" / "env.py").write_text(_ENV)
+    (versions / "0001_first.py").write_text(textwrap.dedent(_FIRST))
+    return versions
+
+
+def add_second_revision(versions: Path) -> None:
+    (versions / "0002_second.py").write_text(textwrap.dedent(_SECOND))
+
+
+def run_python(script: str, *arguments: str, path: Path) -> subprocess.Popen[str]:
+    """A Python process with the role and the tests on its path; its standard output is a pipe."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), *filter(None, sys.path)])}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def postgresql_bin() -> Path | None:
+    """Where this machine's PostgreSQL keeps its programs, newest version first."""
+    on_path = shutil.which("initdb")
+    found = [Path(on_path).parent] if on_path else []
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: -int(p.parent.name))
+    return next((path for path in found if (path / "initdb").exists()), None)
+
+
+class Cluster:
+    """A private PostgreSQL on a unix socket, run by an unprivileged user."""
+
+    def __init__(self, directory: Path, programs: Path) -> None:
+        self.directory = directory
+        self._programs = programs
+        self._as_user: list[str] = []
+        self._databases = 0
+        if os.geteuid() == 0:
+            self._as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+            shutil.chown(directory, "nobody", "nogroup")
+        data = directory / "data"
+        self._run("initdb", "-D", str(data), "-A", "trust", "-U", "nftrust", "-N", "--locale=C", "-E", "UTF8")
+
+    def start(self) -> None:
+        options = f"-c listen_addresses='' -c unix_socket_directories='{self.directory}'"
+        log = str(self.directory / "log")
+        self._run("pg_ctl", "-D", str(self.directory / "data"), "-w", "-l", log, "-o", options, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self.directory / "data"), "-w", "-m", "immediate", "stop")
+
+    def new_database(self) -> StoreConfig:
+        self._databases += 1
+        name = f"db{self._databases}"
+        self._run("createdb", "-h", str(self.directory), "-U", "nftrust", name)
+        return StoreConfig(url=f"postgresql+psycopg://nftrust@/{name}?host={self.directory}")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._as_user, str(self._programs / program), *arguments]
+        subprocess.run(command, check=True, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@contextmanager
+def cluster(directory: Path) -> Iterator[Cluster]:
+    programs = postgresql_bin()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    made = Cluster(directory, programs)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
