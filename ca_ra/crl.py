@@ -62,17 +62,13 @@ class CrlPublisher:
 
     async def handle(self, request: Request) -> Response:
         """GET of the CRL and the CA certificates, as CRLDP and AIA name them."""
-        files = {
-            ISSUING_PATH: ("application/pkix-cert", lambda: der(self._authority.chain[0])),
-            ROOT_PATH: ("application/pkix-cert", lambda: der(self._authority.chain[-1])),
-        }
         if request.method not in ("GET", "HEAD"):
             return Response(405)
         if request.path == CRL_PATH:
             latest = await self._store.latest_crl()
             if latest is not None:
                 return Response(200, latest[1], "application/pkix-crl")
-        if request.path in files:
-            kind, content = files[request.path]
-            return Response(200, content(), kind)
+        certificates = {ISSUING_PATH: self._authority.chain[0], ROOT_PATH: self._authority.chain[-1]}
+        if request.path in certificates:
+            return Response(200, der(certificates[request.path]), "application/pkix-cert")
         return Response(404)

@@ -76,7 +76,10 @@ class EnrolmentEngine:
         self._failures = failures
 
     async def enrol(self, proof: str, source: str) -> str:
-        """The signed response to a proved request from ``source`` (an address). Raises NftrustError with the reason of the refusal."""
+        """The signed response to a proved request; ``source`` is the caller's address.
+
+        Raises NftrustError with the reason of the refusal.
+        """
         jws = jose.split(proof, typ=ENROL_TYP, url=ENROL_URL, algorithms=_ENROL_ALGORITHMS)  # 1: form
         request_sha256 = jose.sha256(proof.encode())
         registration = await self._store.find_by_reference(jws.header.kid)  # 2: reference value

@@ -11,7 +11,6 @@ from ca_ra.authority import Authority
 from ca_ra.enrolment import EnrolmentEngine
 from ca_ra.registration import Registrar
 from ca_ra.store import SqlCaStore
-from nftrust import jose
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb

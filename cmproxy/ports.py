@@ -61,7 +61,6 @@ class CaRegistration:
     name: str
     state: Literal["open", "issued", "confirmed", "revoked", "expired"]
     certificate: str
-    create_time: datetime
     confirm_time: datetime | None
 
 

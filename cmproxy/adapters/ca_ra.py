@@ -96,6 +96,5 @@ def _registration(message: pb.Registration) -> CaRegistration:
         name=message.name,
         state=_STATES.get(message.state, "expired"),  # type: ignore[arg-type]
         certificate=message.certificate,
-        create_time=message.create_time.ToDatetime(UTC),
         confirm_time=message.confirm_time.ToDatetime(UTC) if message.HasField("confirm_time") else None,
     )

@@ -39,7 +39,7 @@ def nf() -> None:
 @click.option("--tenant", help="Default: the caller's tenant.")
 @OUTPUT
 @click.pass_obj
-def create(config: str, path: Path | None, output: str, **options: object) -> None:
+def create(config: str, /, path: Path | None, output: str, **options: object) -> None:
     """Provision a network function (step 3)."""
     message = pb.NetworkFunction()
     if path is not None:

@@ -110,10 +110,10 @@ class HttpServer:
                 request, response = Request("GET", ""), Response(refused.status)
             except h11.RemoteProtocolError as error:
                 request, response = Request("GET", ""), Response(error.error_status_hint)
-            if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            if connection.states[h11.SERVER] not in (h11.IDLE, h11.SEND_RESPONSE):
                 return
             await self._write(connection, writer, request, response)
-            if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
+            if connection.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                 return
             connection.start_next_cycle()
 

@@ -22,7 +22,7 @@ from nftrust.lab.layout import (
 )
 
 CONFIG_FILE = "config.toml"
-ROOT_TOKEN_FILE = "root-token.toml"
+ROOT_TOKEN_FILE = "root-token.toml"  # noqa: S105 - a file name
 PROXY_URI, OAM_URI, CA_RA_URI, VERIFIER_URI = (
     f"urn:nftrust:{role}:lab" for role in ("cm-proxy", "oam", "ca-ra", "verifier")
 )

@@ -164,9 +164,7 @@ def _record(console: Console, progress: Progress, nf: NfSettings, enrolment: pb.
         sys.stdout.flush()
 
 
-def _show_certificates(
-    console: Console, lab: Lab, session: Session, enrolments: dict[str, pb.Enrolment]
-) -> bool:
+def _show_certificates(console: Console, lab: Lab, session: Session, enrolments: dict[str, pb.Enrolment]) -> bool:
     crl = _fetch_crl(lab)
     stub = session.certificates()
     good = True
@@ -226,8 +224,10 @@ def _show_next(console: Console, lab: Lab) -> None:
     pki = description["pki"]
     local = Path(".cache/bin/grpcurl")
     grpcurl = "grpcurl" if shutil.which("grpcurl") or not local.exists() else str(local)
-    tls = f"-cacert {shown(Path(pki['services_ca']))} -cert {shown(Path(pki['oam_cert']))} -key {shown(Path(pki['oam_key']))}"
-    nftrust = f"{'nftrust' if shutil.which('nftrust') else '.venv/bin/nftrust'} --config {shown(lab.directory / OPERATOR_FILE)}"
+    files = {"-cacert": "services_ca", "-cert": "oam_cert", "-key": "oam_key"}
+    tls = " ".join(f"{option} {shown(Path(pki[name]))}" for option, name in files.items())
+    command = "nftrust" if shutil.which("nftrust") else ".venv/bin/nftrust"
+    nftrust = f"{command} --config {shown(lab.directory / OPERATOR_FILE)}"
     first = lab.settings.nfs[0]
     certificate = shown(lab.nf(first) / "state" / "certificate.pem")
     proxy, ca_ra = description["cmproxy"]["management"], description["ca_ra"]["management"]

@@ -131,14 +131,17 @@ class TokenClient:
 
     def _live(self) -> None:
         """The thread: start, serve, and start again, until closed."""
-        while self._state != "closed":
+        while not self._closed():
             if self._start():
                 self._serve()
                 self._backend.stop()
-            if self._state != "closed" and self._pauses:
+            if self._pauses and not self._closed():
                 self._pause()
         self._backend.close()
         self._refuse_queued(Reason.SHUTTING_DOWN)
+
+    def _closed(self) -> bool:
+        return self._state == "closed"
 
     def _start(self) -> bool:
         try:

@@ -18,7 +18,7 @@ from nftrust.pkcs11.operations import CustodyReport, EcdhKdf, OaepHash
 from nftrust.pkcs11.session import TokenSession
 from nftrust.pkcs11.spki import raw_point
 
-_OAEP_HASHES: dict[OaepHash, hashes.HashAlgorithm] = {"sha1": hashes.SHA1(), "sha256": hashes.SHA256()}
+_OAEP_HASHES: dict[OaepHash, hashes.HashAlgorithm] = {"sha1": hashes.SHA1(), "sha256": hashes.SHA256()}  # noqa: S303 - OAEP needs no collision resistance
 _DATA = b"custody probe"
 
 #: Ways out of the locked template: each must be refused.

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -38,7 +38,7 @@ _CORRELATION = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    _Context = grpc.aio.ServicerContext[Any, Any]
+    _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 #: method, gRPC status code name, reason (empty where OK), seconds.
 Observer = Callable[[str, str, str, float], None]
