@@ -157,7 +157,7 @@ def audit() -> None:
 def list_audit(config: str, role: str, output: str) -> None:
     """The audit events of a role, in order."""
     with Session.open(Path(config)) as session:
-        found = list(_events(session, role))
+        found = list(events(session, role))
     if output == "json":
         emit_json([as_dict(item) for item in found])
         return
@@ -175,13 +175,13 @@ def verify(config: str, output: str) -> int:
         for role in AUDITED:
             count = 0
 
-            def chained(role: str = role) -> Iterator[ChainedEvent]:
+            def counted(role: str = role) -> Iterator[ChainedEvent]:
                 nonlocal count
-                for item in _events(session, role):
+                for item in events(session, role):
                     count += 1
-                    yield _chained(item)
+                    yield chained(item)
 
-            results.append((role, verify_chain(chained()), count))
+            results.append((role, verify_chain(counted()), count))
     if output == "json":
         emit_json([{"role": role, "events": count, "first_broken": broken} for role, broken, count in results])
     else:
@@ -191,7 +191,8 @@ def verify(config: str, output: str) -> int:
     return EXIT_AUDIT_BROKEN if any(broken is not None for _, broken, _ in results) else 0
 
 
-def _events(session: Session, role: str) -> Iterator[audit_pb.AuditEvent]:
+def events(session: Session, role: str) -> Iterator[audit_pb.AuditEvent]:
+    """Every audit event of a role, in order."""
     stub = session.audit(role)
     token = ""
     while True:
@@ -203,7 +204,8 @@ def _events(session: Session, role: str) -> Iterator[audit_pb.AuditEvent]:
             return
 
 
-def _chained(item: audit_pb.AuditEvent) -> ChainedEvent:
+def chained(item: audit_pb.AuditEvent) -> ChainedEvent:
+    """As the chain is verified."""
     event = AuditEvent(
         sequence=item.sequence,
         time=item.time.ToDatetime(UTC),

@@ -38,9 +38,9 @@ def up(lab: Lab, say: Say) -> None:
     if not _live(lab):
         _set_up(lab, say)
     say("starting CA/RA, verifier, CM proxy and NF agents")
-    processes = _start(lab)
-    lab.write_description(processes)
-    _wait_until_ready(lab, processes)
+    started = _start(lab)
+    lab.write_description(started)
+    _wait_until_ready(lab, started)
 
 
 def down(lab: Lab) -> None:
@@ -49,20 +49,20 @@ def down(lab: Lab) -> None:
     for pid in pids:
         _signal(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in pids:
-        if _alive(pid):
+        if alive(pid):
             _signal(pid, signal.SIGKILL)
     lab.write_description({name: [] for name in (*SERVERS, "nfs")})
 
 
 def status(lab: Lab) -> dict[str, bool]:
     """Whether each process runs, by role or NF folder."""
-    found = {name: bool(pids) and all(map(_alive, pids)) for name, pids in _processes(lab).items() if name != "nfs"}
-    agents = _processes(lab).get("nfs", [])
+    found = {name: bool(pids) and all(map(alive, pids)) for name, pids in processes(lab).items() if name != "nfs"}
+    agents = processes(lab).get("nfs", [])
     for index, nf in enumerate(lab.settings.nfs):
-        found[f"nf {nf.folder}"] = index < len(agents) and _alive(agents[index])
+        found[f"nf {nf.folder}"] = index < len(agents) and alive(agents[index])
     return found
 
 
@@ -162,17 +162,17 @@ def _command(command: Sequence[str]) -> str:
 
 
 def _start(lab: Lab) -> dict[str, list[int]]:
-    known = _processes(lab)
-    processes: dict[str, list[int]] = {}
+    known = processes(lab)
+    started: dict[str, list[int]] = {}
     for role in SERVERS:
-        running = [pid for pid in known.get(role, []) if _alive(pid)]
-        processes[role] = running or [start_server(lab, role)]
+        running = [pid for pid in known.get(role, []) if alive(pid)]
+        started[role] = running or [start_server(lab, role)]
     agents = known.get("nfs", [])
-    processes["nfs"] = [
-        agents[index] if index < len(agents) and _alive(agents[index]) else start_agent(lab, nf)
+    started["nfs"] = [
+        agents[index] if index < len(agents) and alive(agents[index]) else start_agent(lab, nf)
         for index, nf in enumerate(lab.settings.nfs)
     ]
-    return processes
+    return started
 
 
 def _spawn(command: Sequence[str], folder: Path) -> int:
@@ -189,13 +189,13 @@ def _spawn(command: Sequence[str], folder: Path) -> int:
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
-def _wait_until_ready(lab: Lab, processes: dict[str, list[int]]) -> None:
-    folders = [(lab.role(role), processes[role][0]) for role in SERVERS]
-    folders += [(lab.nf(nf), processes["nfs"][index]) for index, nf in enumerate(lab.settings.nfs)]
+def _wait_until_ready(lab: Lab, started: dict[str, list[int]]) -> None:
+    folders = [(lab.role(role), started[role][0]) for role in SERVERS]
+    folders += [(lab.nf(nf), started["nfs"][index]) for index, nf in enumerate(lab.settings.nfs)]
     deadline = time.monotonic() + START_SECONDS
     for folder, pid in folders:
         while not (folder / READY_FILE).exists():
-            if not _alive(pid) or time.monotonic() > deadline:
+            if not alive(pid) or time.monotonic() > deadline:
                 down(lab)
                 raise NftrustError(Reason.PEER_UNAVAILABLE, f"{folder.name} did not start: {_last_line(folder)}")
             time.sleep(0.05)
@@ -206,7 +206,8 @@ def _last_line(folder: Path) -> str:
     return lines[-1][:300] if lines else "no output"
 
 
-def _processes(lab: Lab) -> dict[str, list[int]]:
+def processes(lab: Lab) -> dict[str, list[int]]:
+    """The process ids of ``lab.json``, by role; ``nfs`` in the order of the lab's NFs."""
     path = lab.directory / LAB_FILE
     if not path.exists():
         return {}
@@ -215,10 +216,10 @@ def _processes(lab: Lab) -> dict[str, list[int]]:
 
 
 def _live(lab: Lab) -> list[int]:
-    return [pid for pids in _processes(lab).values() for pid in pids if _alive(pid)]
+    return [pid for pids in processes(lab).values() for pid in pids if alive(pid)]
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     """Whether the process runs and is one of ours."""
     child = _children.get(pid)
     if child is not None and child.poll() is not None:

@@ -1,0 +1,1 @@
+"""Measurements. Numbers in docs come from here, as ratios within one run."""
