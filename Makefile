@@ -27,7 +27,7 @@ $(VENV)/.done: requirements.lock pyproject.toml tools/require
 packages:
 	@tools/require packages
 
-demo: setup ## Three NFs get their first certificates, step by step (the lab stays up in .lab)
+demo: setup grpcurl ## Three NFs get their first certificates, step by step (the lab stays up in .lab)
 	@$(BIN)/nftrust demo --dir $(LAB)
 
 test: setup grpcurl protos-env ## Run every test against real SoftHSM and real gRPC

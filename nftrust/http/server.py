@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 
 import h11
 
 from nftrust.config import HttpConfig
-from nftrust.errors import NftrustError, Reason
+from nftrust.errors import Code, NftrustError, Reason
 
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 256 * 1024
 _CHUNK = 16 * 1024
+_HANDLER_SECONDS = 30.0
 _WRITE_SECONDS = 10.0
+#: How long, and for how much, a refused peer may go on sending before the connection is cut.
+_LINGER_SECONDS = 1.0
+_LINGER_BYTES = 4 * MAX_BODY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``path`` is without the query."""
+    """A request as received: ``path`` and ``query`` are not percent-decoded."""
 
     method: str
     path: str
     body: bytes = b""
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +47,16 @@ class Response:
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The request is answered with this status and the connection closed."""
 
     def __init__(self, status: int) -> None:
+        super().__init__(status)
         self.status = status
 
 
 class HttpServer:
-    """Serves ``handler`` on ``config.address``."""
+    """Serves ``handler`` on ``config.address``: GET, HEAD and POST, keep-alive, nothing else."""
 
     def __init__(self, config: HttpConfig, handler: Handler, *, reuse_port: bool = False) -> None:
         self._config = config
@@ -56,6 +64,9 @@ class HttpServer:
         self._reuse_port = reuse_port
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        #: Those of them that wait for a request.
+        self._idle: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     @property
     def port(self) -> int:
@@ -65,19 +76,29 @@ class HttpServer:
         return port
 
     async def start(self) -> None:
-        """Raises NftrustError(PORT_IN_USE)."""
-        host, _, port = self._config.address.rpartition(":")
+        """Raises NftrustError(PORT_IN_USE, CONFIG_INVALID)."""
+        address = self._config.address
+        host, _, port = address.rpartition(":")
         try:
             self._server = await asyncio.start_server(
                 self._accept, host.strip("[]"), int(port), reuse_port=self._reuse_port or None, limit=_CHUNK
             )
-        except (OSError, ValueError):
-            raise NftrustError(Reason.PORT_IN_USE, f"cannot listen on {self._config.address}") from None
+        except OSError as error:
+            reason = Reason.PORT_IN_USE if error.errno == errno.EADDRINUSE else Reason.CONFIG_INVALID
+            raise NftrustError(reason, f"cannot listen on {address}") from None
+        except (ValueError, OverflowError):
+            raise NftrustError(Reason.CONFIG_INVALID, f"not an address to listen on: {address}") from None
 
-    async def stop(self) -> None:
+    async def stop(self, grace: float = 5.0) -> None:
+        """Take no more connections; let requests in progress end for at most ``grace`` seconds."""
         if self._server is None:
             return
+        self._stopping = True
         self._server.close()
+        for task in self._idle:
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=grace)
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -91,96 +112,150 @@ class HttpServer:
             return
         self._connections.add(task)
         try:
-            with contextlib.suppress(OSError, TimeoutError, h11.RemoteProtocolError, asyncio.CancelledError):
-                await self._serve(reader, writer)
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                await self._serve(task, reader, writer)
+        except Exception:
+            log.exception("HTTP connection failed")
         finally:
             self._connections.discard(task)
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()
+            else:
+                writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Requests one after the other, until either side closes."""
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER_BYTES)
         while True:
+            refused: int | None = None
+            method = ""
             try:
-                request = await self._read(connection, reader)
-                if request is None:
+                self._idle.add(task)
+                try:
+                    head = await self._head(connection, reader)
+                finally:
+                    self._idle.discard(task)
+                if head is None:
                     return
-                response = await self._answer(request)
-            except _Refused as refused:
-                request, response = Request("GET", ""), Response(refused.status)
+                method = head.method.decode("ascii")
+                response = await self._answer(await self._request(connection, reader, writer, head))
+            except _RefusedError as error:
+                refused = error.status
             except h11.RemoteProtocolError as error:
-                request, response = Request("GET", ""), Response(error.error_status_hint)
-            if connection.states[h11.SERVER] not in (h11.IDLE, h11.SEND_RESPONSE):
+                refused = error.error_status_hint
+            if refused is not None:
+                response = Response(refused)
+            await self._write(connection, writer, method, response, close=refused is not None or self._stopping)
+            if refused is not None:
+                await _linger(reader, writer)
                 return
-            await self._write(connection, writer, request, response)
-            if connection.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
             connection.start_next_cycle()
 
     async def _answer(self, request: Request) -> Response:
         try:
-            return await self._handler(request)
+            async with asyncio.timeout(_HANDLER_SECONDS):
+                return await self._handler(request)
         except NftrustError as error:
             log.warning("HTTP request refused", extra={"reason": error.reason.name, "path": request.path[:200]})
+            return Response(503 if error.transient and error.reason.code is not Code.INTERNAL else 500)
+        except TimeoutError:
+            log.warning("HTTP handler timed out", extra={"path": request.path[:200]})
             return Response(503)
         except Exception:
             log.exception("HTTP handler failed")
             return Response(500)
 
-    async def _read(self, connection: h11.Connection, reader: asyncio.StreamReader) -> Request | None:
-        """The next request, or None where the peer has gone. Raises _Refused."""
+    async def _head(self, connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
+        """The next request's head, or None where the peer has gone or sends nothing. Raises _RefusedError."""
         try:
             async with asyncio.timeout(self._config.header_timeout_seconds):
-                head = await self._next(connection, reader)
+                event = await _next_event(connection, reader)
         except TimeoutError:
             if connection.trailing_data[0]:
-                raise _Refused(408) from None
+                raise _RefusedError(408) from None
             return None
-        if not isinstance(head, h11.Request):
-            return None
+        return event if isinstance(event, h11.Request) else None
+
+    async def _request(
+        self,
+        connection: h11.Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        head: h11.Request,
+    ) -> Request:
+        """The whole request behind ``head``. Raises _RefusedError."""
+        if not head.http_version.startswith(b"1."):
+            raise _RefusedError(505)
+        if head.method not in (b"GET", b"HEAD", b"POST"):
+            raise _RefusedError(405)
+        for name, value in head.headers:
+            # h11 has checked the number's form.
+            if name == b"content-length" and int(value) > MAX_BODY_BYTES:
+                raise _RefusedError(413)
+        if connection.they_are_waiting_for_100_continue:
+            writer.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         try:
             async with asyncio.timeout(self._config.body_timeout_seconds):
-                body = await self._body(connection, reader)
+                body = await _read_body(connection, reader)
         except TimeoutError:
-            raise _Refused(408) from None
-        target = head.target.decode("ascii", "replace").partition("?")[0]
-        return Request(head.method.decode("ascii", "replace"), target, body)
-
-    async def _body(self, connection: h11.Connection, reader: asyncio.StreamReader) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            event = await self._next(connection, reader)
-            if isinstance(event, h11.EndOfMessage):
-                return b"".join(parts)
-            if not isinstance(event, h11.Data):
-                raise _Refused(400)
-            size += len(event.data)
-            if size > MAX_BODY_BYTES:
-                raise _Refused(413)
-            parts.append(bytes(event.data))
-
-    @staticmethod
-    async def _next(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
-        while True:
-            event = connection.next_event()
-            if event is not h11.NEED_DATA:
-                return event
-            connection.receive_data(await reader.read(_CHUNK))
+            raise _RefusedError(408) from None
+        path, _, query = head.target.decode("ascii").partition("?")
+        return Request(head.method.decode("ascii"), path, body, query)
 
     @staticmethod
     async def _write(
-        connection: h11.Connection, writer: asyncio.StreamWriter, request: Request, response: Response
+        connection: h11.Connection, writer: asyncio.StreamWriter, method: str, response: Response, *, close: bool
     ) -> None:
         headers = [
+            ("date", formatdate(usegmt=True)),
             ("content-type", response.content_type),
             ("content-length", str(len(response.body))),
             ("cache-control", "no-cache"),
         ]
+        if response.status == 405:
+            headers.append(("allow", "GET, HEAD, POST"))
+        if close:
+            headers.append(("connection", "close"))
         data = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
-        if request.method != "HEAD":
+        if method != "HEAD":
             data += connection.send(h11.Data(data=response.body)) or b""
         data += connection.send(h11.EndOfMessage()) or b""
         writer.write(data)
         async with asyncio.timeout(_WRITE_SECONDS):
             await writer.drain()
+
+
+async def _read_body(connection: h11.Connection, reader: asyncio.StreamReader) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        event = await _next_event(connection, reader)
+        if isinstance(event, h11.EndOfMessage):
+            return b"".join(parts)
+        if not isinstance(event, h11.Data):
+            raise _RefusedError(400)
+        size += len(event.data)
+        if size > MAX_BODY_BYTES:
+            raise _RefusedError(413)
+        parts.append(bytes(event.data))
+
+
+async def _next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
+    while True:
+        event = connection.next_event()
+        if event is not h11.NEED_DATA:
+            return event
+        connection.receive_data(await reader.read(_CHUNK))
+
+
+async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let the peer read the refusal: closing with its data unread would reset the connection and lose it."""
+    writer.write_eof()
+    left = _LINGER_BYTES
+    async with asyncio.timeout(_LINGER_SECONDS):
+        while left > 0 and (data := await reader.read(_CHUNK)):
+            left -= len(data)

@@ -6,16 +6,29 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import BigInteger, Column, ForeignKey, LargeBinary, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    ForeignKey,
+    LargeBinary,
+    Table,
+    Text,
+    UniqueConstraint,
+    insert,
+    select,
+)
 
 from nftrust.config import StoreConfig
-from nftrust.storage import new_metadata
+from nftrust.storage import Transaction, new_metadata
 
 ROLE = "storage_demo_role"
 METADATA = new_metadata()
@@ -50,12 +63,13 @@ _SECOND = """
 """
 
 
-def make_role(directory: Path) -> Path:
-    """A role package with one revision, in ``directory`` (to be put on the path)."""
-    versions = directory / ROLE / "migrations" / "versions"
+def make_role(directory: Path, name: str = ROLE) -> Path:
+    """A role package with one revision, in ``directory`` (to be put on the path); its folder of revisions."""
+    role = directory / name
+    versions = role / "migrations" / "versions"
     versions.mkdir(parents=True)
-    (directory / ROLE / "__init__.py").write_text("")
-    (directory / ROLE / "migrations" / "env.py").write_text(_ENV)
+    (role / "__init__.py").write_text("")
+    (role / "migrations" / "env.py").write_text(_ENV)
     (versions / "0001_first.py").write_text(textwrap.dedent(_FIRST))
     return versions
 
@@ -78,7 +92,7 @@ def run_python(script: str, *arguments: str, path: Path) -> subprocess.Popen[str
 def postgresql_bin() -> Path | None:
     """Where this machine's PostgreSQL keeps its programs, newest version first."""
     on_path = shutil.which("initdb")
-    found = [Path(on_path).parent] if on_path else []
+    found = [Path(on_path).resolve().parent] if on_path else []
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: -int(p.parent.name))
     return next((path for path in found if (path / "initdb").exists()), None)
 
@@ -117,13 +131,51 @@ class Cluster:
 
 
 @contextmanager
-def cluster(directory: Path) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
+    """A running cluster; skips the test where PostgreSQL is not installed."""
     programs = postgresql_bin()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
-    made = Cluster(directory, programs)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.stop()
+    # Not below pytest's own folder, which only its owner may enter, and short enough for a socket's path.
+    with tempfile.TemporaryDirectory(prefix="nftrust-pg-", ignore_cleanup_errors=True) as directory:
+        made = Cluster(Path(directory), programs)
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+class FakeClock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.wall = datetime(2026, 11, 24, tzinfo=UTC)
+        self.mono = 0.0
+
+    def now(self) -> datetime:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.mono
+
+    def advance(self, seconds: float) -> None:
+        self.wall += timedelta(seconds=seconds)
+        self.mono += seconds
+
+
+def put(number: int, *, size: int = 10, audit: bool = True) -> Callable[[Transaction], int]:
+    """A unit of work: one item and its audit event."""
+
+    def work(tx: Transaction) -> int:
+        tx.execute(insert(item).values(id=f"item-{number}", number=number, payload=b"x" * size))
+        if audit:
+            tx.audit(actor="test", action="item.create", subject=f"items/{number}", detail={"size": size})
+        return number
+
+    return work
+
+
+def numbers(connection: Connection) -> list[int]:
+    """What is committed."""
+    return list(connection.execute(select(item.c.number).order_by(item.c.number)).scalars())
