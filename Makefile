@@ -73,7 +73,8 @@ lock: ## Pin the newest dependencies with hashes
 grpcurl: ## Install the pinned grpcurl into .cache/bin, where Go is present
 	@if ! command -v grpcurl >/dev/null && command -v go >/dev/null; then \
 	  echo "· grpcurl $(GRPCURL_VERSION)"; \
-	  GOBIN=$(CURDIR)/.cache/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION); fi
+	  GOBIN=$(CURDIR)/.cache/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION) 2>&1 \
+	  | grep -v "^go: downloading" >&2; test -x .cache/bin/grpcurl || echo "nftrust: grpcurl could not be installed (is there a network?)" >&2; fi
 
 clean: ## End the lab and remove what was made
 	@if [ -x $(BIN)/nftrust ] && [ -e $(LAB)/lab.json ]; then $(BIN)/nftrust lab down --dir $(LAB); fi

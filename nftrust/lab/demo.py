@@ -222,8 +222,8 @@ def _show_next(console: Console, lab: Lab) -> None:
 
     description = lab.description({})
     pki = description["pki"]
-    local = Path(".cache/bin/grpcurl")
-    grpcurl = "grpcurl" if shutil.which("grpcurl") or not local.exists() else str(local)
+    local = Path(".cache/bin/grpcurl")  # what `make grpcurl` installs, on PATH only inside make
+    grpcurl = str(local) if local.exists() else "grpcurl"
     files = {"-cacert": "services_ca", "-cert": "oam_cert", "-key": "oam_key"}
     tls = " ".join(f"{option} {shown(Path(pki[name]))}" for option, name in files.items())
     command = "nftrust" if shutil.which("nftrust") else ".venv/bin/nftrust"
