@@ -6,6 +6,7 @@ that what a refusal has to leave behind (a suspension) is not rolled back.
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -27,6 +28,8 @@ from nftrust.storage.idempotency import recall, remember
 from nftrust.storage.tables import idempotency
 from nftrust.storage.transaction import Executor
 from nftrust.x509.names import NfIdentity
+
+log = logging.getLogger("ca_ra.store")
 
 ACTOR = "urn:nftrust:ca-ra"
 
@@ -411,6 +414,7 @@ class SqlCaStore:
             tx.execute(
                 update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=tx.now)
             )
+            log.error("theft signal: NF suspended", extra={"nf_instance_id": nf_instance_id})
             tx.audit(
                 actor=ACTOR,
                 action="endentity.suspend",

@@ -28,7 +28,8 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        # Counts on while the machine is suspended, as the wall clock does.
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class GuardedClock:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from nftrust import logs
+from nftrust.clock import SystemClock
 from nftrust.config import LogConfig, Section, StoreConfig, TokenConfig, load
 from nftrust.errors import NftrustError
 from nftrust.files import write_atomically
 from nftrust.pkcs11.pin import hold_pin
 from nftrust.process.front import EX_CONFIG, Front, run_front
 from nftrust.process.supervisor import Supervisor
+from nftrust.storage import Store, Transaction
+from nftrust.storage.meta import set_high_water
 from nftrust.storage.migrate import upgrade
 
 C = TypeVar("C", bound=Section)
@@ -74,6 +78,9 @@ class Role(Generic[C]):
             Command("run", "serve until SIGTERM", self._run, [ready]),
             Command("front", "one front; started by `run`", self._front, [control]),
             Command("migrate", "create the database or bring it up to date", self._migrate),
+            Command(
+                "accept-clock", "after CLOCK_UNTRUSTED: the machine's time is right (role stopped)", self._accept_clock
+            ),
             *self.commands,
         ):
             added = subparsers.add_parser(command.name, help=command.help, description=command.help)
@@ -106,6 +113,23 @@ class Role(Generic[C]):
     def _migrate(self, config: C, arguments: argparse.Namespace) -> int:
         store: StoreConfig = config.store  # type: ignore[attr-defined]
         upgrade(store, self.package)
+        return 0
+
+    def _accept_clock(self, config: C, arguments: argparse.Namespace) -> int:
+        """Lower the high-water mark to the present time (security rule 22); it is audited."""
+
+        def work(tx: Transaction) -> None:
+            set_high_water(tx, tx.now)
+            tx.audit(actor=f"urn:nftrust:{self.command}", action="clock.accept", subject="clock")
+
+        async def write() -> None:
+            store = Store.open(config.store, SystemClock())  # type: ignore[attr-defined]
+            try:
+                await store.write(work)
+            finally:
+                store.close()
+
+        asyncio.run(write())
         return 0
 
 
