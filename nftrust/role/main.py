@@ -78,9 +78,7 @@ class Role(Generic[C]):
             Command("run", "serve until SIGTERM", self._run, [ready]),
             Command("front", "one front; started by `run`", self._front, [control]),
             Command("migrate", "create the database or bring it up to date", self._migrate),
-            Command(
-                "accept-clock", "after CLOCK_UNTRUSTED: the machine's time is right (role stopped)", self._accept_clock
-            ),
+            Command("accept-clock", "after CLOCK_UNTRUSTED: the clock is right (role stopped)", self._accept_clock),
             *self.commands,
         ):
             added = subparsers.add_parser(command.name, help=command.help, description=command.help)
