@@ -122,6 +122,8 @@ class HttpServer:
                 writer.transport.abort()
             else:
                 writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _serve(
         self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter

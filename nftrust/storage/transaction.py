@@ -13,6 +13,9 @@ from sqlalchemy.exc import DBAPIError
 
 from nftrust.audit import clean_text, detail_json
 
+#: ``rowcount`` of an INSERT, which SQLAlchemy otherwise leaves at -1 on PostgreSQL.
+_OPTIONS: dict[str, Any] = {"preserve_rowcount": True}
+
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
@@ -57,7 +60,7 @@ class Transaction:
         """Run a statement. Rows must be fetched before the unit of work returns."""
         self.check()
         try:
-            return self._connection.execute(statement, parameters)
+            return self._connection.execute(statement, parameters, execution_options=_OPTIONS)
         except DBAPIError as error:
             self.doomed_by = error
             raise

@@ -177,7 +177,11 @@ class GroupWriter:
             else:
                 transaction.commit()
         except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a database can raise
-            return BatchFailure(stage, error, discard(connection, error))
+            lost = discard(connection, error)
+            if stage is Stage.COMMIT and connection is not None and not connection.invalidated:
+                # SQLite keeps the transaction of a refused COMMIT open, and SQLAlchemy takes it for ended.
+                connection.invalidate()
+            return BatchFailure(stage, error, lost)
         finally:
             if connection is not None:
                 connection.close()

@@ -79,10 +79,11 @@ def add_second_revision(versions: Path) -> None:
 
 
 def run_python(script: str, *arguments: str, path: Path) -> subprocess.Popen[str]:
-    """A Python process with the role and the tests on its path; its standard output is a pipe."""
+    """A Python process with the role and the tests on its path; its standard input and output are pipes."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), *filter(None, sys.path)])}
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
