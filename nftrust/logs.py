@@ -69,6 +69,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # tells at length what it found in order
     # A failed log write (full disk, closed pipe) must not print the record's values.
     logging.raiseExceptions = False
     logging.captureWarnings(True)

@@ -126,6 +126,12 @@ def _open(config: TokenConfig, pin: bytes, lock: FileLock, name: str) -> Token:
     with lock.held():
         try:
             module.initialise()
+        except CryptokiError as error:
+            # Under the lock SoftHSM refuses to start for one reason: its storage is not there or not readable.
+            if error.value == ck.CKR_GENERAL_ERROR:
+                raise NftrustError(Reason.TOKEN_MISSING, "the module finds no token storage") from None
+            raise NftrustError(Reason.TOKEN_UNAVAILABLE, f"the module does not start ({error})") from None
+        try:
             slot = _find_slot(module, config.label)
             handle = module.open_session(slot)
             module.login(handle, ck.CKU_USER, pin)
