@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,10 @@ class Backend(Protocol):
 
     def execute(self, operations: Sequence[Operation[Any]]) -> Reply:
         """Do a batch. A lost token is in the reply; nothing is raised."""
+        ...
+
+    def running(self) -> bool:
+        """Whether there is still somebody to send a batch to. Thread-safe."""
         ...
 
     def stop(self) -> None:
@@ -71,6 +76,9 @@ class LocalBackend:
                 return Reply(outcomes, error.reason.name)
         return Reply(outcomes, token.lost)
 
+    def running(self) -> bool:
+        return self._token is not None
+
     def stop(self) -> None:
         if self._token is not None:
             self._token.close()
@@ -85,6 +93,4 @@ class LocalBackend:
 def close_held_pin(descriptor: int | None) -> None:
     """Close the memory file of :func:`nftrust.pkcs11.pin.hold_pin`, if there is one."""
     if descriptor is not None:
-        import os
-
         os.close(descriptor)

@@ -33,6 +33,8 @@ MAX_QUEUED = 8192
 SHORTEST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 1.0
+#: How often an idle client looks whether its worker still runs.
+IDLE_CHECK_SECONDS = 5.0
 #: How long a synchronous call waits.
 CALL_SECONDS = 60.0
 
@@ -48,7 +50,8 @@ class TokenClient:
         self._queue: deque[tuple[Operation[Any], Future[Any]]] = deque()
         self._state: State = "starting"
         self._start_error: NftrustError | None = None
-        self._pauses = 0
+        #: Starts and batches that failed since the last batch that did not.
+        self._failures = 0
         self._thread = threading.Thread(target=self._live, name="token", daemon=True)
         self._thread.start()
 
@@ -65,7 +68,7 @@ class TokenClient:
     @property
     def available(self) -> bool:
         """Whether the token is open: for health checks."""
-        return self._state == "ready"
+        return self._state == "ready" and self._backend.running()
 
     @property
     def worker_pid(self) -> int | None:
@@ -79,7 +82,7 @@ class TokenClient:
                 raise NftrustError(Reason.TOKEN_UNAVAILABLE)
             if self._state == "down" and self._start_error is not None:
                 raise self._start_error
-            if self._state == "closed":
+            if self._closed():
                 raise NftrustError(Reason.SHUTTING_DOWN)
 
     def submit(self, operation: Operation[R]) -> Future[R]:
@@ -135,7 +138,7 @@ class TokenClient:
             if self._start():
                 self._serve()
                 self._backend.stop()
-            if self._pauses and not self._closed():
+            if self._state == "down":
                 self._pause()
         self._backend.close()
         self._refuse_queued(Reason.SHUTTING_DOWN)
@@ -152,12 +155,10 @@ class TokenClient:
             _log.error("token start failed", extra={"cause": type(error).__name__})
             failure = NftrustError(Reason.TOKEN_UNAVAILABLE)
         else:
-            self._enter("ready", None)
+            self._enter("ready")
             return True
         _log.error("token not open", extra={"reason": failure.reason.name})
-        self._enter("down", failure)
-        self._refuse_queued(Reason.TOKEN_UNAVAILABLE)
-        self._pauses += 1
+        self._give_up(failure)
         return False
 
     def _serve(self) -> None:
@@ -168,26 +169,38 @@ class TokenClient:
                 reply = self._backend.execute(operations)
             except Exception as error:  # noqa: BLE001 - as above
                 reply = Reply(all_unavailable(operations), type(error).__name__)
-            if reply.lost:
-                _log.warning("token lost", extra={"cause": reply.lost})
-                # A first loss is followed by a fresh start at once, further ones without success between them are not.
-                self._enter("starting", None)
+            if not reply.lost:
+                self._failures = 0
                 self._settle(batch, reply.outcomes)
-                self._pauses = self._pauses * 2 + 1 if self._crashed else 0
-                self._crashed = True
-                return
-            self._pauses, self._crashed = 0, False
+                continue
+            self._lose(reply.lost)
             self._settle(batch, reply.outcomes)
+            return
+        if not self._closed():
+            self._lose("the worker ended while idle")
 
-    _crashed = False
+    def _lose(self, cause: str) -> None:
+        """What is queued waits for one fresh start; after a further loss without success between it is refused."""
+        _log.warning("token lost", extra={"cause": cause})
+        if self._failures:
+            self._give_up(NftrustError(Reason.TOKEN_UNAVAILABLE))
+        else:
+            self._failures = 1
+            self._enter("starting")
+
+    def _give_up(self, error: NftrustError) -> None:
+        """Refuse what comes, until the next attempt has succeeded."""
+        self._failures += 1
+        self._enter("down", error)
+        self._refuse_queued(Reason.TOKEN_UNAVAILABLE)
 
     def _next_batch(self) -> list[tuple[Operation[Any], Future[Any]]]:
-        """What is queued, at least one; nothing once the client is closed."""
+        """What is queued, at least one; nothing once the client is closed or the backend has ended."""
         batch: list[tuple[Operation[Any], Future[Any]]] = []
         with self._changed:
             while not batch:
-                self._changed.wait_for(lambda: self._queue or self._state == "closed")
-                if self._state == "closed":
+                self._changed.wait_for(lambda: self._queue or self._closed(), IDLE_CHECK_SECONDS)
+                if self._closed() or not self._backend.running():
                     return []
                 while self._queue and len(batch) < MAX_BATCH:
                     operation, future = self._queue.popleft()
@@ -211,9 +224,9 @@ class TokenClient:
             if future.set_running_or_notify_cancel():
                 future.set_exception(NftrustError(reason, retry_after=RETRY_AFTER_SECONDS))
 
-    def _enter(self, state: State, error: NftrustError | None) -> None:
+    def _enter(self, state: State, error: NftrustError | None = None) -> None:
         with self._changed:
-            if self._state != "closed":
+            if not self._closed():
                 self._state = state
                 self._start_error = error
                 self._changed.notify_all()
@@ -222,7 +235,7 @@ class TokenClient:
         """Back off with full jitter. A refused PIN is never tried again: real tokens lock."""
         error = self._start_error
         latched = error is not None and error.reason is Reason.PIN_INCORRECT
-        ceiling = min(LONGEST_PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS * 2.0 ** min(self._pauses, 10))
+        ceiling = min(LONGEST_PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS * 2.0 ** min(self._failures, 10))
         limit = None if latched else time.monotonic() + random.uniform(SHORTEST_PAUSE_SECONDS, ceiling)
         with self._changed:
             while self._state != "closed" and (limit is None or limit > time.monotonic()):

@@ -97,9 +97,6 @@ class _SessionInfo(ctypes.Structure):
     _fields_ = [("slot", _ULONG), ("state", _ULONG), ("flags", _ULONG), ("error", _ULONG)]
 
 
-AttributeValue = "bool | int | bytes | str | tuple[int, ...] | Template"
-
-
 class Template:
     """A list of attributes in the module's memory layout, in the given order; build it once, use it often.
 

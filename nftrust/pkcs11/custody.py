@@ -30,6 +30,9 @@ ESCAPES: tuple[dict[int, object], ...] = (
     {ck.CKA_WRAP: True},
     {ck.CKA_DERIVE: True},
     {ck.CKA_TOKEN: True},
+    {ck.CKA_PRIVATE: False},
+    {ck.CKA_MODIFIABLE: True},
+    {ck.CKA_COPYABLE: True},
 )
 
 
@@ -106,7 +109,7 @@ def _ecdh_kdfs(session: TokenSession) -> list[EcdhKdf]:
             ck.CKA_DERIVE: True,
         }
     )
-    derived_template = Template({**templates.LOCKED_IAK_ATTRIBUTES, ck.CKA_VALUE_LEN: 32})
+    derived_template = Template({ck.CKA_VALUE_LEN: 32, **templates.LOCKED_IAK_ATTRIBUTES})
     public, private = module.generate_key_pair(handle, mechanism, public_template, private_template)
     found: list[EcdhKdf] = []
     with session.session_object(public), session.session_object(private):

@@ -13,7 +13,7 @@ from nftrust.pkcs11 import spki, templates
 from nftrust.pkcs11.custody import probe
 from nftrust.pkcs11.session import TokenSession
 
-_DUPLICABLE = (ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY, ck.CKO_PUBLIC_KEY)
+_CLASSES = (ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY, ck.CKO_PUBLIC_KEY)
 
 
 def _public_key(session: TokenSession, operation: op.PublicKey) -> bytes:
@@ -21,9 +21,7 @@ def _public_key(session: TokenSession, operation: op.PublicKey) -> bytes:
     public = session.find(templates.by_class(ck.CKO_PUBLIC_KEY, operation.label))
     if len(private) == 1 and len(public) == 1:
         return _spki(session, public[0])
-    if not private and not session.alive():
-        raise NftrustError(Reason.TOKEN_UNAVAILABLE)
-    raise NftrustError(Reason.KEY_MISSING, metadata={"label": operation.label})
+    raise session.missing(operation.label)
 
 
 def _generate_key_pair(session: TokenSession, operation: op.GenerateKeyPair) -> bytes:
@@ -40,15 +38,13 @@ def _generate_key_pair(session: TokenSession, operation: op.GenerateKeyPair) -> 
 def _destroy_key(session: TokenSession, operation: op.DestroyKey) -> None:
     destroyed = False
     with session.lock.held():
-        for object_class in _DUPLICABLE:
+        for object_class in _CLASSES:
             for handle in session.module.find(session.handle, templates.by_class(object_class, operation.label)):
                 session.module.destroy(session.handle, handle)
                 destroyed = destroyed or object_class != ck.CKO_PUBLIC_KEY
     session.forget(operation.label)
     if not destroyed:
-        if not session.alive():
-            raise NftrustError(Reason.TOKEN_UNAVAILABLE)
-        raise NftrustError(Reason.KEY_MISSING, metadata={"label": operation.label})
+        raise session.missing(operation.label)
 
 
 def _list_keys(session: TokenSession, _: op.ListKeys) -> list[op.KeyInfo]:
@@ -68,17 +64,15 @@ def _list_keys(session: TokenSession, _: op.ListKeys) -> list[op.KeyInfo]:
 
 
 def _sign_digest(session: TokenSession, operation: op.SignDigest) -> bytes:
-    if operation.scheme == "ecdsa":
-        mechanism, message, role = templates.ECDSA, operation.digest, "ecdsa"
-    elif operation.scheme == "rsa-pss":
-        mechanism, message, role = templates.PSS[operation.hash], operation.digest, "rsa"
-    else:
-        message = templates.DIGEST_INFO[operation.hash] + operation.digest
+    mechanism, message = templates.ECDSA, operation.digest
+    role: templates.KeyRole = "ecdsa"
+    if operation.scheme == "rsa-pss":
+        mechanism, role = templates.PSS[operation.hash], "rsa"
+    elif operation.scheme == "rsa-pkcs1v15":
         mechanism, role = templates.RSA_PKCS1V15, "rsa"
+        message = templates.DIGEST_INFO[operation.hash] + operation.digest
     return session.with_key(
-        operation.label,
-        "ecdsa" if role == "ecdsa" else "rsa",
-        lambda key: session.module.sign(session.handle, mechanism, key, message),
+        operation.label, role, lambda key: session.module.sign(session.handle, mechanism, key, message)
     )
 
 

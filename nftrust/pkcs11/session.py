@@ -15,7 +15,14 @@ from nftrust.pkcs11.templates import KeyRole
 
 T = TypeVar("T")
 
-_STALE_HANDLE = frozenset({ck.CKR_KEY_HANDLE_INVALID, ck.CKR_OBJECT_HANDLE_INVALID})
+_STALE_HANDLE = frozenset(
+    {
+        ck.CKR_KEY_HANDLE_INVALID,
+        ck.CKR_OBJECT_HANDLE_INVALID,
+        ck.CKR_WRAPPING_KEY_HANDLE_INVALID,
+        ck.CKR_UNWRAPPING_KEY_HANDLE_INVALID,
+    }
+)
 #: What modules answer to a wrapped key that was not wrapped by this key. SoftHSM: CKR_GENERAL_ERROR.
 _UNWRAP_REFUSED = frozenset(
     {
@@ -88,6 +95,12 @@ class TokenSession:
         """Drop the cached handles of this label."""
         self._cache = {key: handle for key, handle in self._cache.items() if key[0] != label}
 
+    def missing(self, label: str) -> NftrustError:
+        """What to raise when a key is not found: KEY_MISSING, unless it is the token that is missing."""
+        if not self.alive():
+            return NftrustError(Reason.TOKEN_UNAVAILABLE)
+        return NftrustError(Reason.KEY_MISSING, f"the token has no key {label!r} that can do this")
+
     def text(self, handle: int, attribute: int) -> str:
         return self.module.attribute(self.handle, handle, attribute).decode("utf-8", "replace")
 
@@ -117,6 +130,4 @@ class TokenSession:
         found = self.find(template)
         if len(found) == 1:
             return found[0]
-        if not found and not self.alive():
-            raise NftrustError(Reason.TOKEN_UNAVAILABLE)
-        raise NftrustError(Reason.KEY_MISSING, "", metadata={"label": label})
+        raise self.missing(label)

@@ -8,6 +8,7 @@ token of a module can be open in it.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from nftrust.pkcs11.pin import read_pin
 from nftrust.pkcs11.session import TokenSession
 
 R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
 
 #: Session objects after which the module is started anew: 25 MB at SoftHSM's 250 bytes each.
 WORN_AFTER_OBJECTS = 100_000
@@ -116,6 +119,9 @@ class Token:
             return Outcome(value=self.execute(operation))
         except NftrustError as error:
             return Outcome(failure=Failure.of(error))
+        except Exception as error:  # noqa: BLE001 - one operation's accident is not the batch's
+            _log.error("token operation failed", extra={"cause": type(error).__name__})
+            return Outcome(failure=Failure.of(NftrustError(Reason.INTERNAL)))
 
 
 def _open(config: TokenConfig, pin: bytes, lock: FileLock, name: str) -> Token:

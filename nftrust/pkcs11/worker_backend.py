@@ -72,6 +72,10 @@ class WorkerBackend:
         except (EOFError, OSError, ValueError):
             return Reply(all_unavailable(operations), f"the worker ended{self._exit_status()}")
 
+    def running(self) -> bool:
+        process = self._process
+        return process is not None and process.poll() is None
+
     def stop(self) -> None:
         if self._channel is not None:
             self._channel.close()

@@ -1,0 +1,3 @@
+"""Fixtures of the whole suite are plugins; they are named here."""
+
+pytest_plugins = ["tests.lab_fixture"]
