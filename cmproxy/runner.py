@@ -100,6 +100,8 @@ class Runner:
                     claimed = await self._store.claim(self._policy.owner, free) if free > 0 else []
                 except NftrustError as error:
                     log.warning("enrolments cannot be claimed", extra={"reason": error.reason.name})
+                except Exception:
+                    log.exception("enrolments cannot be claimed")
                 for enrolment in claimed:
                     task = asyncio.create_task(self._drive(enrolment))
                     running.add(task)
@@ -124,6 +126,8 @@ class Runner:
             log.info("lease lost", extra={"enrolment": enrolment.name})
         except NftrustError as error:  # storage: the lease runs out and the enrolment is claimed again
             log.warning("enrolment left", extra={"enrolment": enrolment.name, "reason": error.reason.name})
+        except Exception:
+            log.exception("enrolment left", extra={"enrolment": enrolment.name})
 
     async def _keep_lease(self, enrolment: Enrolment, worker: asyncio.Task[None] | None) -> None:
         while True:

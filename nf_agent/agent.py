@@ -68,6 +68,7 @@ class NfAgent:
         self._token = token
         self._expected = expected
         self._changed = asyncio.Event()
+        self._delivering = asyncio.Lock()
         self._callbacks: list[Callable[[Credential], None]] = []
         states.on_change(self._wake)
 
@@ -142,6 +143,10 @@ class NfAgent:
 
     async def deliver(self, enrolment_info: str, iak: bytes) -> None:
         """Step 7. Raises NftrustError(ENROLMENT_INFO_INVALID, AGENT_NOT_ARMED)."""
+        async with self._delivering:
+            await self._deliver(enrolment_info, iak)
+
+    async def _deliver(self, enrolment_info: str, iak: bytes) -> None:
         state = self._states.state
         if state.phase == "enrolling" and state.attempt and state.attempt.enrolment_info == enrolment_info:
             return
@@ -172,6 +177,9 @@ class NfAgent:
         """Run attempts until cancelled; a delivery in the middle replaces the attempt."""
         port = GrpcEnrolmentPort(self.config.request_timeout_seconds)
         procedure = Procedure(self._states, self._token, port, self.config.key_type)
+        if self._states.state.current is not None:
+            with contextlib.suppress(NftrustError):
+                await self._write_files()  # a kill may have come between the confirmation and the files
         while True:
             while self._states.state.phase != "enrolling":
                 await self.changed()
@@ -194,19 +202,21 @@ class NfAgent:
         failures = 0
         while True:
             try:
-                accepted = self._accept_again(attempt)
-                await procedure.run(accepted)
-            except NftrustError as error:
-                if not error.transient:
-                    self._fail(error)
-                    return
-                failures += 1
-                log.warning("attempt failed, will be retried", extra={"reason": error.reason.name})
-                cap = min(self.config.retry_cap_seconds, 0.2 * 2 ** min(failures, 12))
-                await asyncio.sleep(max(random.uniform(0, cap), error.retry_after or 0.05))
-            else:
+                await procedure.run(self._accept_again(attempt))
                 await self._publish()
                 return
+            except NftrustError as refusal:
+                error = refusal
+            except Exception:
+                log.exception("attempt failed unexpectedly")
+                error = NftrustError(Reason.INTERNAL)
+            if not error.transient:
+                self._fail(error)
+                return
+            failures += 1
+            log.warning("attempt failed, will be retried", extra={"reason": error.reason.name})
+            cap = min(self.config.retry_cap_seconds, 0.2 * 2 ** min(failures, 12))
+            await asyncio.sleep(max(random.uniform(0, cap), error.retry_after or 0.05))
 
     def _accept_again(self, attempt: Attempt) -> AcceptedInfo:
         """The delivered information, checked as at delivery; a request that went out may outlive the IAK."""
@@ -222,17 +232,20 @@ class NfAgent:
 
     async def _publish(self) -> None:
         """Certificate and anchor as files for the NF, then the callbacks."""
-        current = self._states.state.current
-        assert current is not None
-        credential = await self._load_credential(current)
-        write_atomically(self.config.state_dir / CERTIFICATE_FILE, pem_chain(credential.chain), 0o644)
-        write_atomically(self.config.state_dir / TRUST_ANCHOR_FILE, pem_chain([credential.trust_anchor]), 0o644)
+        credential = await self._write_files()
         log.info("certificate confirmed", extra={"serial": f"{credential.certificate.serial_number:x}"})
         for callback in self._callbacks:
             try:
                 callback(credential)
             except Exception:
                 log.exception("a callback of the embedding NF failed")
+
+    async def _write_files(self) -> Credential:
+        assert self._states.state.current is not None
+        credential = await self._load_credential(self._states.state.current)
+        write_atomically(self.config.state_dir / CERTIFICATE_FILE, pem_chain(credential.chain), 0o644)
+        write_atomically(self.config.state_dir / TRUST_ANCHOR_FILE, pem_chain([credential.trust_anchor]), 0o644)
+        return credential
 
     async def _load_credential(self, current: Attempt) -> Credential:
         *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in current.chain)

@@ -57,14 +57,15 @@ class GrpcNfPort:
         if root is None:
             raise NftrustError(Reason.DAY0_ROOT_UNKNOWN)
         host, _, port = nf.agent_endpoint.rpartition(":")
-        chain = await fetch_peer_chain(host.strip("[]"), int(port), self.timeout_seconds)
+        name = day0_name(nf.nf_instance_id, self.home_domain)
+        chain = await fetch_peer_chain(host.strip("[]"), int(port), self.timeout_seconds, server_name=name)
         encoded = [der(certificate) for certificate in chain]
         leaf = check_day0_chain(encoded, root, nf.nf_instance_id, self.home_domain, self.clock.now())
         channel = open_channel(
             nf.agent_endpoint,
             trust_roots=pem_chain([leaf]),
             identity=self.identity,
-            override_name=day0_name(nf.nf_instance_id, self.home_domain),
+            override_name=name,
         )
         try:
             stub = cast("AgentServiceAsyncStub", AgentServiceStub(channel))

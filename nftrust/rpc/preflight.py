@@ -29,15 +29,19 @@ MAX_CHAIN_LENGTH = 6
 _CHUNK = 8 * 1024
 
 
-async def fetch_peer_chain(host: str, port: int, timeout: float) -> list[x509.Certificate]:
+async def fetch_peer_chain(
+    host: str, port: int, timeout: float, *, server_name: str | None = None
+) -> list[x509.Certificate]:
     """The server's leaf certificate, then what else it sent, all of it still untrusted.
+
+    ``server_name`` is what the server is asked for (SNI); the host where it is None.
 
     Raises NftrustError: NF_UNREACHABLE (``metadata["cause"]`` is one of connect,
     timeout, handshake, closed), DAY0_CERTIFICATE_INVALID (no parsable or too long a chain).
     """
     try:
         async with asyncio.timeout(timeout):
-            chain = await _handshake(host, port)
+            chain = await _handshake(host, port, server_name or _server_name(host))
     except TimeoutError:
         raise _unreachable("timeout") from None
     except ssl.SSLError:
@@ -52,9 +56,9 @@ async def fetch_peer_chain(host: str, port: int, timeout: float) -> list[x509.Ce
         raise NftrustError(Reason.DAY0_CERTIFICATE_INVALID, "the NF's certificate cannot be parsed") from None
 
 
-async def _handshake(host: str, port: int) -> list[bytes]:
+async def _handshake(host: str, port: int, server_name: str | None) -> list[bytes]:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = _context().wrap_bio(incoming, outgoing, server_hostname=_server_name(host))
+    tls = _context().wrap_bio(incoming, outgoing, server_hostname=server_name)
     reader, writer = await asyncio.open_connection(host, port, limit=_CHUNK)
     received = 0
     try:

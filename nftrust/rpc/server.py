@@ -25,6 +25,7 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.rpc.authz import AuthorisationTable, check_table
 from nftrust.rpc.handlers import CallWrapper, Gate, Observer
 from nftrust.rpc.peer import Access
+from nftrust.rpc.reflection import SymbolPool
 from nftrust.rpc.tls import ServerCredentials
 
 MAX_METADATA_BYTES: Final = 8 * 1024
@@ -120,7 +121,7 @@ class RpcServer:
         if reflection:
             descriptor = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
             names = [binding.descriptor.full_name for binding in (*services, *bindings)]
-            servicer = reflection_aio.ReflectionServicer([*names, descriptor.full_name])
+            servicer = reflection_aio.ReflectionServicer([*names, descriptor.full_name], SymbolPool())
             add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
             bindings.append(ServiceBinding(add, servicer, descriptor))
         return bindings
