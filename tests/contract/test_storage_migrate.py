@@ -47,7 +47,7 @@ async def test_a_second_revision_keeps_the_rows(
     assert any("note" in difference for difference in drift(empty, METADATA))
     with opened(empty) as store:
         assert await store.read(lambda c: c.execute(select(item.c.parent_id)).scalars().all()) == ["p"]
-        assert await store.read(lambda c: c.execute(text("SELECT note FROM item")).scalars().all()) == [None]
+        assert await store.read(lambda c: c.execute(text("SELECT note FROM parent")).scalars().all()) == [None]
 
 
 def test_another_roles_database_is_refused(
