@@ -22,6 +22,7 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.identity import parse_nf_instance_id
 from nftrust.paging import cut, decode_number, page_size
 from nftrust.rpc.peer import current_peer
+from nftrust.rpc.ratelimit import source_key
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _REGISTRATIONS, _CERTIFICATES = "registration", "certificate"
@@ -88,13 +89,13 @@ class EnrolmentServicer(EnrolmentServiceServicer):
     async def EnrolCertificate(
         self, request: enrolment_pb.EnrolCertificateRequest, context: Context
     ) -> enrolment_pb.EnrolCertificateResponse:
-        response = await self._engine.enrol(request.proof, current_peer().address)
+        response = await self._engine.enrol(request.proof, source_key(current_peer().address))
         return enrolment_pb.EnrolCertificateResponse(signed_response=response)
 
     async def ConfirmCertificate(
         self, request: enrolment_pb.ConfirmCertificateRequest, context: Context
     ) -> enrolment_pb.ConfirmCertificateResponse:
-        response = await self._engine.confirm(request.proof, current_peer().address)
+        response = await self._engine.confirm(request.proof, source_key(current_peer().address))
         return enrolment_pb.ConfirmCertificateResponse(signed_response=response)
 
     async def GetTrustBundle(
