@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from nf_agent.acceptance import AcceptedInfo, Expectations, accept_enrolment_info, require_alive, utc_now
 from nf_agent.ca_ra import GrpcEnrolmentPort
 from nf_agent.config import AgentConfig
-from nf_agent.procedure import Procedure, new_attempt
+from nf_agent.procedure import Procedure, Superseded, new_attempt
 from nf_agent.service import AgentServicer, serve
 from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore
 from nftrust import jose
@@ -124,16 +124,17 @@ class NfAgent:
     async def credential(self) -> Credential:
         """Wait until there is a confirmed certificate, then return it."""
         while self._states.state.current is None:
-            await self.changed()
+            await self.change.wait()
         return await self._load_credential(self._states.state.current)
 
     def on_change(self, callback: Callable[[Credential], None]) -> None:
         """Call back with each new credential, from the event loop."""
         self._callbacks.append(callback)
 
-    async def changed(self) -> None:
-        """Wait for the next change of :attr:`state`."""
-        await self._changed.wait()
+    @property
+    def change(self) -> asyncio.Event:
+        """Set at the next change of :attr:`state`; take it before reading the state."""
+        return self._changed
 
     def rearm(self) -> None:
         """Accept another delivery although a certificate is held (security rule 4: re-armed locally)."""
@@ -175,21 +176,21 @@ class NfAgent:
 
     async def _work(self) -> None:
         """Run attempts until cancelled; a delivery in the middle replaces the attempt."""
-        port = GrpcEnrolmentPort(self.config.request_timeout_seconds)
-        procedure = Procedure(self._states, self._token, port, self.config.key_type)
         if self._states.state.current is not None:
             with contextlib.suppress(NftrustError):
                 await self._write_files()  # a kill may have come between the confirmation and the files
         while True:
-            while self._states.state.phase != "enrolling":
-                await self.changed()
+            change = self.change
             attempt = self._states.state.attempt
-            assert attempt is not None
-            run = asyncio.create_task(self._run_attempt(procedure, attempt))
+            if attempt is None or self._states.state.phase != "enrolling":
+                await change.wait()
+                continue
+            run = asyncio.create_task(self._run_attempt(attempt))
             while not run.done() and self._is_current(attempt):
-                change = asyncio.create_task(self.changed())
-                await asyncio.wait({run, change}, return_when=asyncio.FIRST_COMPLETED)
-                change.cancel()
+                change = self.change
+                waiting = asyncio.create_task(change.wait())
+                await asyncio.wait({run, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
             run.cancel()
             await asyncio.gather(run, return_exceptions=True)
 
@@ -197,13 +198,17 @@ class NfAgent:
         state = self._states.state
         return state.attempt is not None and state.attempt.request_id == attempt.request_id
 
-    async def _run_attempt(self, procedure: Procedure, attempt: Attempt) -> None:
+    async def _run_attempt(self, attempt: Attempt) -> None:
         """Try until confirmed, refused for good, or the IAK's end; full-jitter back-off."""
+        port = GrpcEnrolmentPort(self.config.request_timeout_seconds)
+        procedure = Procedure(self._states, self._token, port, self.config.key_type, attempt.request_id)
         failures = 0
         while True:
             try:
                 await procedure.run(self._accept_again(attempt))
                 await self._publish()
+                return
+            except Superseded:
                 return
             except NftrustError as refusal:
                 error = refusal

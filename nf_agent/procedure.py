@@ -47,14 +47,22 @@ class EnrolmentPort(Protocol):
     async def confirm(self, accepted: AcceptedInfo, proof: str) -> str: ...
 
 
+class Superseded(Exception):
+    """Another delivery has taken the attempt's place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Procedure:
-    """Runs one attempt to its end; resumes wherever it was left."""
+    """Runs one attempt to its end; resumes wherever it was left.
+
+    Every method raises Superseded where ``request_id`` is no longer the attempt under way.
+    """
 
     states: StateStore
     token: TokenClient
     ca_ra: EnrolmentPort
     key_type: Literal["ec-p256", "ec-p384"]
+    request_id: str
 
     async def run(self, accepted: AcceptedInfo) -> None:
         """Until the certificate is confirmed. Raises NftrustError; transient ones are worth another run."""
@@ -67,11 +75,16 @@ class Procedure:
     @property
     def _attempt(self) -> Attempt:
         attempt = self.states.state.attempt
-        assert attempt is not None
+        if attempt is None or attempt.request_id != self.request_id:
+            raise Superseded
         return attempt
 
-    def _save(self, attempt: Attempt) -> None:
-        self.states.save(replace(self.states.state, attempt=attempt))
+    def _save(self, attempt: Attempt, *, confirmed: bool = False) -> None:
+        assert self._attempt.request_id == attempt.request_id
+        state = replace(self.states.state, attempt=attempt)
+        if confirmed:
+            state = replace(state, phase="confirmed", reason="", current=attempt)
+        self.states.save(state)
 
     async def _make_request(self, accepted: AcceptedInfo) -> None:
         """Step 8: a fresh key pair and CSR in the token, and the proof over them by the IAK."""
@@ -136,7 +149,7 @@ class Procedure:
         if attempt.iak_label is not None:
             await self._destroy(attempt.iak_label)
         attempt = replace(attempt, confirm_time=utc_now().timestamp(), iak_label=None)
-        self.states.save(replace(self.states.state, phase="confirmed", reason="", attempt=attempt, current=attempt))
+        self._save(attempt, confirmed=True)
 
     def _sign_confirmation(self, accepted: AcceptedInfo) -> str:
         attempt, info = self._attempt, accepted.info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -104,12 +103,9 @@ class AgentServicer(AgentServiceServicer):
         self, request: pb.WatchStatusRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.AgentStatus]:
         while True:
-            change = asyncio.ensure_future(self._agent.changed())
-            try:
-                yield status_of(self._agent.state)
-                await change
-            finally:
-                change.cancel()
+            change = self._agent.change
+            yield status_of(self._agent.state)
+            await change.wait()
 
 
 def serve(config: AgentConfig, servicer: AgentServicer) -> RpcServer:
