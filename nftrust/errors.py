@@ -350,6 +350,11 @@ class Reason(enum.Enum):
         "The token refused the PIN; it is not tried again.",
         "Correct the PIN file, then restart.",
     )
+    TOKEN_INCAPABLE = (
+        Code.FAILED_PRECONDITION,
+        "The token lacks a mechanism or parameter that the operation needs.",
+        "Use another token, or another mechanism; the log names the PKCS#11 function.",
+    )
     TOKEN_CUSTODY_UNPROVEN = (
         Code.FAILED_PRECONDITION,
         "The token does not enforce what the custody of the IAK needs.",

@@ -41,6 +41,22 @@ _PIN_REFUSED = frozenset(
         ck.CKR_USER_PIN_NOT_INITIALIZED,
     }
 )
+#: Answers to what this token cannot do; it is none the worse for having been asked.
+_INCAPABLE = frozenset(
+    {
+        ck.CKR_ARGUMENTS_BAD,
+        ck.CKR_ATTRIBUTE_TYPE_INVALID,
+        ck.CKR_ATTRIBUTE_VALUE_INVALID,
+        ck.CKR_FUNCTION_NOT_SUPPORTED,
+        ck.CKR_KEY_FUNCTION_NOT_PERMITTED,
+        ck.CKR_KEY_SIZE_RANGE,
+        ck.CKR_KEY_TYPE_INCONSISTENT,
+        ck.CKR_MECHANISM_INVALID,
+        ck.CKR_MECHANISM_PARAM_INVALID,
+        ck.CKR_TEMPLATE_INCOMPLETE,
+        ck.CKR_TEMPLATE_INCONSISTENT,
+    }
+)
 _open_modules: set[str] = set()
 _open_modules_guard = threading.Lock()
 
@@ -97,6 +113,8 @@ class Token:
         try:
             return cast(R, EXECUTORS[type(operation)](self._session, operation))
         except CryptokiError as error:
+            if error.value in _INCAPABLE:
+                raise NftrustError(Reason.TOKEN_INCAPABLE, f"the token cannot do this ({error})") from None
             self.lost = str(error)
             raise NftrustError(Reason.TOKEN_UNAVAILABLE) from None
         except NftrustError as error:
