@@ -26,8 +26,8 @@ class ServerCredentials:
     """gRPC server credentials that follow their files.
 
     gRPC asks before each handshake; files that cannot be used (half written,
-    key and certificate of different pairs, expired) are logged once and the
-    material last used stays.
+    key and certificate of different pairs) are logged once and the material
+    last used stays.
     """
 
     def __init__(self, config: ServerTlsConfig, deployment: Deployment) -> None:
@@ -70,7 +70,8 @@ class ServerCredentials:
         _check_pair(config, leaf, key)
         now = datetime.now(UTC)
         if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
-            raise NftrustError(Reason.CONFIG_INVALID, f"{config.certificate}: not valid at this time")
+            # Served nevertheless: clients say precisely what is wrong, and a renewal heals it without a restart.
+            _log.error("certificate is not valid at this time", extra={"certificate": str(config.certificate)})
         if self._deployment == "production" and any(item.oid == LAB_MARKER_OID for item in leaf.extensions):
             raise NftrustError(Reason.LAB_CREDENTIAL, f"{config.certificate}: made for a lab")
         roots = None

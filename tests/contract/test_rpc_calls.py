@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,14 @@ async def test_drain_lets_calls_finish_and_ends_streams(kit: Kit) -> None:
         await asyncio.wait_for(stopping, 10)
 
 
+async def test_a_call_that_slips_in_during_the_drain_is_told_so(kit: Kit) -> None:
+    """gRPC may hand over a call that it accepted before the drain began."""
+    async with kit.serving() as server, kit.channel() as channel:
+        server._wrapper.end_streams()
+        assert (await refusal(get(channel)))[:2] == ("UNAVAILABLE", "SHUTTING_DOWN")
+        assert (await refusal(watch(channel).read()))[:2] == ("UNAVAILABLE", "SHUTTING_DOWN")
+
+
 async def test_drain_does_not_wait_for_ever(kit: Kit) -> None:
     arrived = asyncio.Event()
 
@@ -264,6 +273,17 @@ async def test_certificates_are_read_again(kit: Kit) -> None:
         assert await asyncio.to_thread(served_certificate, kit.port) == second
         (kit.directory / "server.pem").unlink()
         assert await asyncio.to_thread(served_certificate, kit.port) == second
+        async with kit.channel() as channel:
+            await get(channel)
+
+
+async def test_an_expired_certificate_is_healed_without_a_restart(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+    kit.ca.issue(dns_sans=["localhost"], lifetime=timedelta(hours=-1)).write(kit.directory, "server")
+    async with kit.serving():
+        assert "certificate is not valid at this time" in caplog.text
+        async with kit.channel() as channel:
+            assert (await refusal(get(channel)))[0] == "UNAVAILABLE"
+        service_leaf(kit.ca, "verifier").write(kit.directory, "server")
         async with kit.channel() as channel:
             await get(channel)
 
