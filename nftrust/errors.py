@@ -412,7 +412,7 @@ class NftrustError(Exception):
     @property
     def transient(self) -> bool:
         """Whether the same call may succeed later without anybody's doing."""
-        return self.reason.code in _TRANSIENT
+        return self.reason.code in _TRANSIENT and self.reason is not Reason.STORED_ROW_TAMPERED
 
 
 _TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.INTERNAL})
