@@ -14,9 +14,10 @@ from ca_ra.config import CaRaConfig
 from ca_ra.crl import CrlPublisher
 from ca_ra.custody import CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK, Custody
 from ca_ra.enrolment import EnrolmentEngine
+from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.registration import Day0Root, Registrar, RegistrationPolicy
+from ca_ra.registration_store import SqlRegistrationStore
 from ca_ra.service import CertificateServicer, EnrolmentServicer, RegistrationServicer
-from ca_ra.store import SqlCaStore
 from nftrust.api.ca_ra.v1 import (
     certificate_service_pb2,
     certificate_service_pb2_grpc,
@@ -85,16 +86,15 @@ async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[None
         await asyncio.to_thread(_check_token, token, authority)
         store = Store.open(config.store, clock)
         stack.push_async_callback(asyncio.to_thread, store.close)
-        ca_store = SqlCaStore(store)
         lifetime = timedelta(hours=config.ca.crl_lifetime_hours)
-        publisher = CrlPublisher(authority, token, ca_store, clock, lifetime)
+        publisher = CrlPublisher(authority, token, SqlIssuanceStore(store), clock, lifetime)
         await publisher.ensure()
         publishing = asyncio.create_task(publisher.run())
         stack.callback(publishing.cancel)
         http = HttpServer(config.http, publisher.handle, reuse_port=reuse_port)
         await http.start()
         stack.push_async_callback(http.stop)
-        for server in _servers(config, authority, token, store, ca_store, clock, reuse_port):
+        for server in _servers(config, authority, token, store, clock, reuse_port):
             await server.start()
             stack.push_async_callback(server.stop)
         yield
@@ -105,26 +105,26 @@ def _servers(
     authority: Authority,
     token: TokenClient,
     store: Store,
-    ca_store: SqlCaStore,
     clock: GuardedClock,
     reuse_port: bool,
 ) -> list[RpcServer]:
     custody = Custody(token)
     policy = load_policy(config)
-    registrar = Registrar(policy, authority, custody, ca_store, clock)
+    registrations, issuance = SqlRegistrationStore(store), SqlIssuanceStore(store)
+    registrar = Registrar(policy, authority, custody, registrations, clock)
     failures = RateLimiter(rate=FAILED_PROOFS_PER_SECOND, burst=FAILED_PROOFS_BURST)
-    engine = EnrolmentEngine(authority, policy.profiles, custody, ca_store, clock, failures)
+    engine = EnrolmentEngine(authority, policy.profiles, custody, issuance, clock, failures)
     management = RpcServer(
         config.management,
         [
             ServiceBinding(
                 registration_service_pb2_grpc.add_RegistrationServiceServicer_to_server,
-                RegistrationServicer(registrar, ca_store, clock),
+                RegistrationServicer(registrar, registrations, clock),
                 registration_service_pb2.DESCRIPTOR.services_by_name["RegistrationService"],
             ),
             ServiceBinding(
                 certificate_service_pb2_grpc.add_CertificateServiceServicer_to_server,
-                CertificateServicer(authority, ca_store, config.home_domain),
+                CertificateServicer(authority, issuance, config.home_domain),
                 certificate_service_pb2.DESCRIPTOR.services_by_name["CertificateService"],
             ),
             audit_service.audit_binding(store),

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from ca_ra.authority import CRL_PATH, ISSUING_PATH, ROOT_PATH, Authority
 from ca_ra.custody import CA_KEY
-from ca_ra.store import SqlCaStore
+from ca_ra.issuance_store import SqlIssuanceStore
 from nftrust.clock import GuardedClock
 from nftrust.errors import NftrustError
 from nftrust.http import Request, Response
@@ -25,7 +25,12 @@ class CrlPublisher:
     """Keeps a CRL that is good for at least half its lifetime; several fronts may run one each."""
 
     def __init__(
-        self, authority: Authority, token: TokenClient, store: SqlCaStore, clock: GuardedClock, lifetime: timedelta
+        self,
+        authority: Authority,
+        token: TokenClient,
+        store: SqlIssuanceStore,
+        clock: GuardedClock,
+        lifetime: timedelta,
     ) -> None:
         self._authority = authority
         self._token = token

@@ -90,7 +90,8 @@ class EnrolmentEngine:
         if stored is not None:  # 3: the very same bytes were proved before
             return stored.decode()
         if registration.iak_blob is None:  # destroyed: what is left can only be told apart by its state
-            raise NftrustError(_STATE_REFUSALS[registration.state(self._clock.now())])
+            state = registration.state(self._clock.now())
+            raise NftrustError(_STATE_REFUSALS.get(state, Reason.STORED_ROW_TAMPERED))
         if registration.mac_algorithm != jws.header.alg:
             raise NftrustError(Reason.PROOF_INVALID)
         with self._budgeted(f"{source} {registration.id}"):

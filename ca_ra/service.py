@@ -9,8 +9,9 @@ import grpc
 from ca_ra import convert
 from ca_ra.authority import Authority
 from ca_ra.enrolment import EnrolmentEngine
+from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.registration import Registrar
-from ca_ra.store import SqlCaStore
+from ca_ra.registration_store import SqlRegistrationStore
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
@@ -31,7 +32,7 @@ _REGISTRATIONS, _CERTIFICATES = "registration", "certificate"
 class RegistrationServicer(RegistrationServiceServicer):
     """Steps 5 and 6, for the CM proxy and OAM."""
 
-    def __init__(self, registrar: Registrar, store: SqlCaStore, clock: GuardedClock) -> None:
+    def __init__(self, registrar: Registrar, store: SqlRegistrationStore, clock: GuardedClock) -> None:
         self._registrar = registrar
         self._store = store
         self._clock = clock
@@ -107,7 +108,7 @@ class EnrolmentServicer(EnrolmentServiceServicer):
 class CertificateServicer(CertificateServiceServicer):
     """What has been issued, and the CA itself."""
 
-    def __init__(self, authority: Authority, store: SqlCaStore, home_domain: str) -> None:
+    def __init__(self, authority: Authority, store: SqlIssuanceStore, home_domain: str) -> None:
         self._authority = authority
         self._store = store
         self._home_domain = home_domain

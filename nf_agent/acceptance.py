@@ -73,16 +73,15 @@ def accept_enrolment_info(text: str, expected: Expectations, has_clear_iak: bool
 
     try:
         jws = jose.split(text, typ=ENROLMENT_INFO_TYP, algorithms=_ES256)  # 1: form
-        info = jose.parse_payload(jws, EnrolmentInfo)  # needed to find the key; believed only after 3
+        info = jose.parse_payload(jws, EnrolmentInfo)  # needed to find the key; believed only after 2 and 3
         chain = load_chain([jose.b64url_decode(certificate) for certificate in info.ca_certificates])
         response_certificate = _load(info.response_certificate)
-        anchor = expected.trust_anchor or chain[-1]
-        if chain[-1] != anchor:  # 2: the anchor
-            raise refuse("the delivered root is not the preconfigured one")
         response_key = check_response_certificate(response_certificate, chain, now)
-        jose.verify(response_key, jws)  # 3: signed by the CA/RA's response key
+        jose.verify(response_key, jws)  # 2: signed by the CA/RA's response key
     except (NftrustError, PathInvalid, ValueError):
         raise refuse("the enrolment information does not verify") from None
+    if expected.trust_anchor is not None and chain[-1] != expected.trust_anchor:  # 3: the anchor
+        raise refuse("the delivered root is not the preconfigured one")
     issuing_key = chain[0].public_key()
     if not isinstance(issuing_key, ec.EllipticCurvePublicKey) or info.ca_id != jose.b64url(spki_sha256(issuing_key)):
         raise refuse("it names another CA")

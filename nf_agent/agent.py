@@ -103,7 +103,7 @@ class NfAgent:
         day0_key = load_pem_private_key(read_file(self.config.listener.tls.private_key), None)
         if not isinstance(day0_key, ec.EllipticCurvePrivateKey):
             raise NftrustError(Reason.CONFIG_INVALID, "the day-0 key is not an EC key")
-        servicer = AgentServicer(self, transport_key, day0_key, day0_chain)
+        servicer = AgentServicer(self, self.config.cm_proxies, transport_key, day0_key, day0_chain)
         server = serve(self.config, servicer)
         await server.start()
         worker = asyncio.create_task(self._work())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import grpc
 from cryptography import x509
@@ -21,9 +22,6 @@ from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.peer import current_peer
 from nftrust.rpc.server import RpcServer, ServiceBinding
 from nftrust.x509.path import der
-
-if TYPE_CHECKING:
-    from nf_agent.agent import NfAgent
 
 _SERVICE = "/nftrust.api.nf_agent.v1.AgentService/"
 _PROXY = frozenset({"cm-proxy"})
@@ -43,17 +41,35 @@ _STATES = {
 MAX_INFO_BYTES = 48 * 1024
 
 
+class Deliverable(Protocol):
+    """The agent as the CM proxy may use it."""
+
+    @property
+    def state(self) -> AgentState: ...
+
+    @property
+    def change(self) -> asyncio.Event:
+        """Set at the next change of ``state``."""
+        ...
+
+    async def deliver(self, enrolment_info: str, iak: bytes) -> None:
+        """Step 7."""
+        ...
+
+
 class AgentServicer(AgentServiceServicer):
     """The NF's side of the day-0 channel."""
 
     def __init__(
         self,
-        agent: NfAgent,
+        agent: Deliverable,
+        cm_proxies: Sequence[str],
         transport_key: bytes,
         day0_key: ec.EllipticCurvePrivateKey,
         day0_chain: Sequence[x509.Certificate],
     ) -> None:
         self._agent = agent
+        self._cm_proxies = frozenset(cm_proxies)
         self._transport_key = transport_key
         self._day0_key = day0_key
         self._day0_chain = [der(certificate) for certificate in day0_chain]
@@ -84,8 +100,7 @@ class AgentServicer(AgentServiceServicer):
     async def DeliverEnrolmentInfo(
         self, request: pb.DeliverEnrolmentInfoRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.DeliverEnrolmentInfoResponse:
-        proxies = self._agent.config.cm_proxies
-        if proxies and current_peer().uri not in proxies:
+        if self._cm_proxies and current_peer().uri not in self._cm_proxies:
             raise NftrustError(Reason.PEER_DENIED)
         if not 1 <= len(request.enrolment_info) <= MAX_INFO_BYTES:
             raise invalid_field("enrolment_info", f"1 to {MAX_INFO_BYTES} characters")

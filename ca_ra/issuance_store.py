@@ -1,0 +1,243 @@
+"""Storage of certificates and CRLs: each method one transaction or one read.
+
+A unit of work returns its outcome and the refusal is raised after the commit,
+so that what a refusal has to leave behind (a suspension) is not rolled back.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import NoReturn
+
+from sqlalchemy import func, select, update
+
+from ca_ra.model import Issuance, IssuedCertificate, Registration, RegistrationState
+from ca_ra.rows import admit_key, certificate_of, find_registration, is_suspended, registration_of
+from ca_ra.tables import certificate, crl, end_entity, registration
+from nftrust.errors import NftrustError, Reason
+from nftrust.storage import Store, Transaction
+from nftrust.storage.idempotency import recall, remember
+from nftrust.storage.tables import idempotency
+from nftrust.storage.transaction import Executor
+
+log = logging.getLogger("ca_ra.issuance")
+
+ACTOR = "urn:nftrust:ca-ra"
+
+
+class SqlIssuanceStore:
+    """Implements EnrolmentStore on :class:`nftrust.storage.Store`, and keeps the CRLs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def find_by_reference(self, reference: str) -> Registration | None:
+        statement = select(registration).where(registration.c.reference == reference)
+
+        def work(executor: Executor) -> Registration | None:
+            row = executor.execute(statement).one_or_none()
+            return None if row is None else registration_of(row)
+
+        return await self._store.read(work)
+
+    async def recall_response(self, scope: str, request_sha256: bytes) -> bytes | None:
+        statement = select(idempotency.c.response).where(
+            idempotency.c.scope == scope, idempotency.c.request_sha256 == request_sha256
+        )
+
+        def work(executor: Executor) -> bytes | None:
+            response = executor.execute(statement).scalar_one_or_none()
+            return None if response is None else bytes(response)
+
+        return await self._store.read(work)
+
+    async def record_issuance(self, issuance: Issuance) -> bytes:
+        outcome = await self._store.write(lambda tx: self._issue(tx, issuance))
+        if isinstance(outcome, NftrustError):
+            raise outcome
+        return outcome
+
+    def _issue(self, tx: Transaction, issuance: Issuance) -> bytes | NftrustError:
+        new = issuance.certificate
+        known = find_registration(tx, new.registration_id)
+        assert known is not None
+        if known.certificate_serial is not None:
+            scope = f"enrol:{known.id}"
+            stored = tx.execute(
+                select(idempotency.c.response).where(
+                    idempotency.c.scope == scope, idempotency.c.request_sha256 == issuance.request_sha256
+                )
+            ).scalar_one_or_none()
+            return bytes(stored) if stored is not None else self._spent(tx, known, issuance.request_id, new.spki_sha256)
+        refusal = {
+            RegistrationState.REVOKED: Reason.IAK_REVOKED,
+            RegistrationState.EXPIRED: Reason.IAK_EXPIRED,
+        }.get(known.state(tx.now))
+        if refusal is not None:
+            return NftrustError(refusal)
+        if is_suspended(tx, new.nf_instance_id):
+            return NftrustError(Reason.END_ENTITY_SUSPENDED)
+        admit_key(tx, new.spki_sha256, new.nf_instance_id)
+        self._insert_certificate(tx, new)
+        remember(tx, f"enrol:{known.id}", issuance.request_id, issuance.request_sha256, issuance.response)
+        tx.audit(
+            actor=f"urn:uuid:{new.nf_instance_id}",
+            action="certificate.issue",
+            subject=new.name,
+            detail={
+                "registration": known.name,
+                "sha256": new.sha256.hex(),
+                "spki_sha256": new.spki_sha256.hex(),
+                "not_after": new.not_after.isoformat(),
+            },
+        )
+        return issuance.response
+
+    @staticmethod
+    def _insert_certificate(tx: Transaction, new: IssuedCertificate) -> None:
+        sequence = tx.execute(select(func.coalesce(func.max(certificate.c.sequence), 0) + 1)).scalar_one()
+        tx.execute(
+            certificate.insert().values(
+                serial=new.serial,
+                sequence=sequence,
+                registration_id=new.registration_id,
+                nf_instance_id=new.nf_instance_id,
+                tenant=new.tenant,
+                der=new.der,
+                sha256=new.sha256,
+                spki_sha256=new.spki_sha256,
+                not_before=new.not_before,
+                not_after=new.not_after,
+                create_time=new.create_time,
+            )
+        )
+        tx.execute(
+            update(registration)
+            .where(registration.c.id == new.registration_id)
+            .values(certificate_serial=new.serial, issue_time=tx.now)
+        )
+
+    async def refuse_spent(self, registration_id: str, request_id: str, spki_sha256: bytes) -> NoReturn:
+        def work(tx: Transaction) -> NftrustError:
+            known = find_registration(tx, registration_id)
+            assert known is not None
+            return self._spent(tx, known, request_id, spki_sha256)
+
+        raise await self._store.write(work)
+
+    @staticmethod
+    def _spent(tx: Transaction, known: Registration, request_id: str, spki_sha256: bytes) -> NftrustError:
+        """Another key with a valid proof on a spent IAK is a theft signal (security rule 13)."""
+        issued = tx.execute(
+            select(certificate.c.spki_sha256).where(certificate.c.registration_id == known.id)
+        ).scalar_one()
+        nf_instance_id = known.identity.nf_instance_id
+        if bytes(issued) != spki_sha256 and not is_suspended(tx, nf_instance_id):
+            tx.execute(
+                update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=tx.now)
+            )
+            log.error("theft signal: NF suspended", extra={"nf_instance_id": nf_instance_id})
+            tx.audit(
+                actor=ACTOR,
+                action="endentity.suspend",
+                subject=f"endEntities/{nf_instance_id}",
+                detail={"cause": "another key on a spent IAK", "registration": known.name},
+            )
+        same_id = tx.execute(
+            select(idempotency.c.key).where(idempotency.c.scope == f"enrol:{known.id}", idempotency.c.key == request_id)
+        ).scalar_one_or_none()
+        return NftrustError(Reason.REQUEST_ID_REUSED if same_id is not None else Reason.IAK_USED)
+
+    async def find_certificate(self, sha256: bytes) -> tuple[IssuedCertificate, Registration] | None:
+        statement = select(certificate).where(certificate.c.sha256 == sha256)
+
+        def work(executor: Executor) -> tuple[IssuedCertificate, Registration] | None:
+            row = executor.execute(statement).one_or_none()
+            if row is None:
+                return None
+            known = find_registration(executor, row.registration_id)
+            assert known is not None
+            return certificate_of(row), known
+
+        return await self._store.read(work)
+
+    async def record_confirmation(self, confirmed: IssuedCertificate, request_sha256: bytes, response: bytes) -> bytes:
+        def work(tx: Transaction) -> bytes:
+            known = find_registration(tx, confirmed.registration_id)
+            assert known is not None
+            scope = f"confirm:{known.id}"
+            stored = recall(tx, scope, request_sha256.hex(), request_sha256)
+            if stored is not None:
+                return stored
+            if known.revoke_time is not None:
+                raise NftrustError(Reason.IAK_REVOKED)
+            if is_suspended(tx, confirmed.nf_instance_id):
+                raise NftrustError(Reason.END_ENTITY_SUSPENDED)
+            remember(tx, scope, request_sha256.hex(), request_sha256, response)
+            if known.confirm_time is not None:
+                return response
+            tx.execute(
+                update(registration)
+                .where(registration.c.id == known.id)
+                .values(confirm_time=tx.now, iak_blob=None, live=None)
+            )
+            tx.execute(update(certificate).where(certificate.c.serial == confirmed.serial).values(confirm_time=tx.now))
+            tx.audit(actor=f"urn:uuid:{confirmed.nf_instance_id}", action="certificate.confirm", subject=confirmed.name)
+            return response
+
+        return await self._store.write(work)
+
+    async def get_certificate(self, serial: str) -> IssuedCertificate | None:
+        statement = select(certificate).where(certificate.c.serial == serial)
+
+        def work(executor: Executor) -> IssuedCertificate | None:
+            row = executor.execute(statement).one_or_none()
+            return None if row is None else certificate_of(row)
+
+        return await self._store.read(work)
+
+    async def list_certificates(
+        self, nf_instance_id: str | None, tenants: tuple[str, ...], limit: int, before: int | None
+    ) -> list[tuple[int, IssuedCertificate]]:
+        statement = select(certificate).order_by(certificate.c.sequence.desc()).limit(limit)
+        if nf_instance_id is not None:
+            statement = statement.where(certificate.c.nf_instance_id == nf_instance_id)
+        if "*" not in tenants:
+            statement = statement.where(certificate.c.tenant.in_(tenants))
+        if before is not None:
+            statement = statement.where(certificate.c.sequence < before)
+        return await self._store.read(
+            lambda c: [(row.sequence, certificate_of(row)) for row in c.execute(statement).all()]
+        )
+
+    async def count_certificates(self) -> int:
+        return await self._store.read(
+            lambda c: int(c.execute(select(func.coalesce(func.max(certificate.c.sequence), 0))).scalar_one())
+        )
+
+    async def latest_crl(self) -> tuple[int, bytes, datetime] | None:
+        """Number, DER, next update."""
+        statement = select(crl).order_by(crl.c.number.desc()).limit(1)
+
+        def work(executor: Executor) -> tuple[int, bytes, datetime] | None:
+            row = executor.execute(statement).one_or_none()
+            return None if row is None else (row.number, bytes(row.der), row.next_update)
+
+        return await self._store.read(work)
+
+    async def add_crl(self, number: int, der: bytes, this_update: datetime, next_update: datetime) -> bool:
+        """Publish; False where another front was first with this number."""
+
+        def work(tx: Transaction) -> bool:
+            added = tx.execute(
+                tx.insert(crl)
+                .values(number=number, der=der, this_update=this_update, next_update=next_update)
+                .on_conflict_do_nothing(index_elements=[crl.c.number])
+            )
+            if added.rowcount != 1:
+                return False
+            tx.audit(actor=ACTOR, action="crl.publish", subject=f"crls/{number}")
+            return True
+
+        return await self._store.write(work)
