@@ -33,6 +33,8 @@ from nftrust.rpc.peer import Access, Peer, parse_credential, set_current_peer
 from nftrust.rpc.status import STATUS_KEY, grpc_code, to_status
 
 CORRELATION_KEY = "x-correlation-id"
+#: For the body of a request, from its headers on.
+RECEIVE_SECONDS = 10.0
 
 _CORRELATION = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _log = logging.getLogger(__name__)
@@ -98,24 +100,33 @@ class CallWrapper:
             timeout.reschedule(0.0)
 
     def wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        """``handler`` on raw bytes, with everything around it."""
-        if handler.request_streaming and not handler.response_streaming:
-            raise NftrustError(Reason.CONFIG_INVALID, f"{method}: client streaming is not offered")
+        """``handler`` on raw bytes, with everything around it.
+
+        All are registered as streaming their requests, which is the same on
+        the wire: gRPC then calls at once instead of after the request's body,
+        so that a stranger is refused before anything is read, and a body that
+        never comes to its end does not hold a place for long.
+        """
         serialise = handler.response_serializer
         if handler.request_streaming:
-            streaming = self._bidirectional(method, handler)
-            return grpc.stream_stream_rpc_method_handler(streaming, response_serializer=serialise)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler), response_serializer=serialise)
-        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler))
+            if not handler.response_streaming:
+                raise NftrustError(Reason.CONFIG_INVALID, f"{method}: client streaming is not offered")
+            call = self._bidirectional(method, handler)
+        elif handler.response_streaming:
+            call = self._stream(method, handler)
+        else:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler))
+        return grpc.stream_stream_rpc_method_handler(call, response_serializer=serialise)
 
     def _unary(self, method: str, handler: Any) -> Any:
         parse, serialise, serve = handler.request_deserializer, handler.response_serializer, handler.unary_unary
 
-        async def call(raw: bytes, context: _Context) -> bytes:
+        async def call(raws: object, context: _Context) -> bytes:
             async with self._served(method, context):
-                request = _parse(parse, raw)
-                async with asyncio.timeout(self._seconds(context)):
+                seconds = self._seconds(context)
+                async with asyncio.timeout(min(seconds, RECEIVE_SECONDS)) as scope:
+                    request = await _receive(parse, context)
+                    scope.reschedule(asyncio.get_running_loop().time() + seconds)
                     response = await serve(request, context)
                 encoded: bytes = serialise(response)
                 return encoded
@@ -126,9 +137,12 @@ class CallWrapper:
     def _stream(self, method: str, handler: Any) -> Any:
         parse, serve = handler.request_deserializer, handler.unary_stream
 
-        async def call(raw: bytes, context: _Context) -> None:
-            async with self._served(method, context), self._until_drained():
-                await _write_all(serve(_parse(parse, raw), context), context)
+        async def call(raws: object, context: _Context) -> None:
+            async with self._served(method, context):
+                async with asyncio.timeout(min(self._seconds(context), RECEIVE_SECONDS)):
+                    request = await _receive(parse, context)
+                async with self._until_drained():
+                    await _write_all(serve(request, context), context)
 
         return call
 
@@ -150,6 +164,8 @@ class CallWrapper:
     @asynccontextmanager
     async def _until_drained(self) -> AsyncIterator[None]:
         """A stream lasts until its client, its servicer or the server's drain ends it."""
+        if self._draining:
+            raise NftrustError(Reason.SHUTTING_DOWN)
         async with asyncio.timeout(None) as scope:
             self._streams.add(scope)
             try:
@@ -212,6 +228,14 @@ def _parse(deserialise: Callable[[bytes], Message], raw: bytes) -> Message:
         return deserialise(raw)
     except DecodeError:
         raise NftrustError(Reason.MALFORMED_MESSAGE) from None
+
+
+async def _receive(deserialise: Callable[[bytes], Message], context: _Context) -> Message:
+    """The one message of a request that does not stream."""
+    raw = await context.read()
+    if raw is grpc.aio.EOF:
+        raise NftrustError(Reason.MALFORMED_MESSAGE)
+    return _parse(deserialise, raw)
 
 
 async def _write_all(outcome: Any, context: _Context) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from nftrust.api.verifier.v1 import attestation_result_service_pb2 as pb
 from nftrust.config import LogConfig
 from nftrust.errors import NftrustError, Reason, invalid_field
 from tests.contract.rpc_kit import GET, WATCH, Kit, get, raw_call, refusal
-from tests.pki import service_leaf
+from tests.pki import make_ca, service_leaf
 
 SECRET = "hunter2-inner-text"
 
@@ -56,6 +57,38 @@ async def test_oversize_is_refused_and_the_server_goes_on(kit: Kit) -> None:
         await get(channel, "x" * 4000)
         assert (await refusal(get(channel, "x" * 5000)))[0] == "RESOURCE_EXHAUSTED"
         await get(channel)
+
+
+async def never() -> AsyncIterator[bytes]:
+    """A request body that does not come."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+@pytest.mark.parametrize("method", [GET, WATCH])
+async def test_bodies_that_never_come_do_not_hold_the_listener(
+    kit: Kit, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nftrust.rpc.handlers.RECEIVE_SECONDS", 0.1)
+    async with kit.serving(kit.listener(max_concurrent_rpcs=8)), kit.channel() as attacker, kit.channel() as channel:
+        calls: Any = attacker.stream_unary(method)
+        outcomes = await asyncio.gather(*(refusal(calls(never())) for _ in range(16)))
+        reasons = {outcome[:2] for outcome in outcomes}
+        # The places are taken, then free again.
+        assert reasons == {("DEADLINE_EXCEEDED", "DEADLINE"), ("RESOURCE_EXHAUSTED", "")}
+        await get(channel)
+
+
+async def test_a_stranger_is_refused_before_the_body(kit: Kit) -> None:
+    async with kit.serving(), kit.channel(service_leaf(kit.ca, "oam", "two")) as channel:
+        call: Any = channel.stream_unary(GET)
+        assert (await refusal(call(never())))[1] == "PEER_DENIED"
+
+
+async def test_a_call_without_a_body_is_malformed(kit: Kit) -> None:
+    async with kit.serving(), kit.channel() as channel:
+        call: Any = channel.stream_unary(GET)
+        assert (await refusal(call(iter(()))))[:2] == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
 
 
 async def test_plain_text_on_the_tls_port_is_dropped(kit: Kit) -> None:
@@ -273,6 +306,19 @@ async def test_certificates_are_read_again(kit: Kit) -> None:
         assert await asyncio.to_thread(served_certificate, kit.port) == second
         (kit.directory / "server.pem").unlink()
         assert await asyncio.to_thread(served_certificate, kit.port) == second
+        async with kit.channel() as channel:
+            await get(channel)
+
+
+async def test_a_second_services_ca_is_taken_over_beside_the_first(kit: Kit) -> None:
+    following = make_ca("services 2")
+    leaf = service_leaf(following, "oam")
+    async with kit.serving():
+        async with kit.channel(leaf) as channel:
+            assert (await refusal(get(channel)))[:2] == ("UNAVAILABLE", "")
+        (kit.directory / "services-ca.pem").write_bytes(kit.ca.pem + following.pem)
+        async with kit.channel(leaf) as channel:
+            await get(channel)
         async with kit.channel() as channel:
             await get(channel)
 
