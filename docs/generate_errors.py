@@ -26,7 +26,8 @@ Every refusal carries one stable reason. Over gRPC it comes as `google.rpc.Statu
 Reasons are never renamed. The text beside them may change. What is refused below the application (TLS, an unknown
 method, a message above the size limit) has a bare gRPC status code and no reason.
 
-*Tried again* says whether the CM proxy and the NF agent repeat the call by themselves.
+*Tried again* says whether the CM proxy and the NF agent repeat the call by themselves. The CM proxy also waits for
+`ATTESTATION_RESULT_MISSING` and `REGISTRATION_OPEN` to change.
 """
 
 
@@ -46,7 +47,8 @@ def render() -> str:
 
 def _sections() -> Iterator[tuple[str, list[Reason]]]:
     """The reasons under the comments that head them in the source."""
-    title, reasons = "", []
+    title = ""
+    reasons: list[Reason] = []
     for line in inspect.getsource(Reason).splitlines():
         heading = re.fullmatch(r" {4}# (.+)", line)
         member = re.match(r" {4}([A-Z][A-Z0-9_]*) = \(", line)

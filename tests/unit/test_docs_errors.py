@@ -26,7 +26,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_reason_is_on_the_page() -> None:
     page = (DOCS / "errors.md").read_text(encoding="utf-8")
-    assert [reason.name for reason in Reason if page.count(f"| `{reason.name}` |") != 1] == []
+    assert [reason.name for reason in Reason if page.count(f"\n| `{reason.name}` |") != 1] == []
 
 
 def test_meanings_and_remedies_are_sentences() -> None:
