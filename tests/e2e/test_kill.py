@@ -96,11 +96,9 @@ class Killer:
         """As a service manager would: again until it stays (the old front may still hold the port)."""
         while True:
             pid = control.start_server(self.lab, role)
-            for _ in range(200):
+            while control.alive(pid):
                 if (self.lab.role(role) / control.READY_FILE).exists():
                     return pid
-                if not control.alive(pid):
-                    break
                 time.sleep(0.02)
 
     def _restart_agent(self, nf: NfSettings) -> int:
