@@ -7,7 +7,6 @@ The checks are numbered; the tests name them by number.
 from __future__ import annotations
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -28,7 +27,7 @@ def check_csr(der: bytes, identity: NfIdentity, subject: x509.Name, issuer: ec.E
     """
     csr = _parse(der)  # 1, 2
     key = _key(csr, issuer)  # 3
-    if not isinstance(csr.signature_hash_algorithm, _HASHES):  # 4: SHA-2 only
+    if not isinstance(_signature_hash(csr), _HASHES):  # 4: SHA-2 only
         raise NftrustError(Reason.CSR_ALGORITHM_REFUSED)
     if not _signed(csr):  # 5: proof of possession
         raise NftrustError(Reason.CSR_SIGNATURE_INVALID)
@@ -48,9 +47,16 @@ def _parse(der: bytes) -> x509.CertificateSigningRequest:
 def _key(csr: x509.CertificateSigningRequest, issuer: ec.EllipticCurvePublicKey) -> NfPublicKey:
     try:
         key = csr.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except Exception:  # noqa: BLE001 - whatever a hostile key makes the parser raise
         raise NftrustError(Reason.CSR_KEY_REFUSED) from None
     return require_certifiable(key, issuer)
+
+
+def _signature_hash(csr: x509.CertificateSigningRequest) -> hashes.HashAlgorithm | None:
+    try:
+        return csr.signature_hash_algorithm
+    except Exception:  # noqa: BLE001 - an unknown or malformed algorithm is a refused one
+        return None
 
 
 def _signed(csr: x509.CertificateSigningRequest) -> bool:
