@@ -6,7 +6,6 @@ accepts wildcards, falls back to the CN), so our code does (security rule 1).
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,7 +78,7 @@ def check_statement(text: str, leaf: x509.Certificate, nf_instance_id: str, enro
         nonce = jose.b64url_decode(statement.nonce)
     except (NftrustError, ValueError):
         raise NftrustError(Reason.NF_STATEMENT_INVALID) from None
-    if statement.nf_instance_id != nf_instance_id or not hmac.compare_digest(statement.enrolment, enrolment):
+    if statement.nf_instance_id != nf_instance_id or statement.enrolment != enrolment:
         raise NftrustError(Reason.NF_STATEMENT_INVALID)
     if not 16 <= len(nonce) <= 64:
         raise NftrustError(Reason.NF_STATEMENT_INVALID)
