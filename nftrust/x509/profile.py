@@ -60,13 +60,8 @@ def build(
 ) -> x509.CertificateBuilder:
     """Every field of table 6.1.3c.3-1; nothing of it comes from a request but ``key``."""
     ca = issuer.certificate
-    ca_key_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     not_before = now.replace(microsecond=0) - BACKDATING
-    not_after = min(now.replace(microsecond=0) + profile.validity, ca.not_valid_after_utc)
-    crl = x509.DistributionPoint([x509.UniformResourceIdentifier(issuer.crl_url)], None, None, None)
-    access = x509.AccessDescription(
-        AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(issuer.ca_issuers_url)
-    )
+    not_after = min(not_before + min(BACKDATING + profile.validity, MAX_VALIDITY), ca.not_valid_after_utc)
     return (
         x509.CertificateBuilder()
         .serial_number(serial)
@@ -77,13 +72,28 @@ def build(
         .public_key(key)
         .add_extension(_KEY_USAGE, critical=True)
         .add_extension(_EXTENDED_KEY_USAGE, critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_key_id), critical=False)
+        .add_extension(_authority_key_id(ca), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(identity.alternative_names(), critical=True)
         .add_extension(nftypes.encode([identity.nf_type]), critical=False)
-        .add_extension(x509.CRLDistributionPoints([crl]), critical=False)
-        .add_extension(x509.AuthorityInformationAccess([access]), critical=False)
+        .add_extension(_crl_points(issuer), critical=False)
+        .add_extension(_ca_issuers(issuer), critical=False)
     )
+
+
+def _authority_key_id(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    key_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_id)
+
+
+def _crl_points(issuer: Issuer) -> x509.CRLDistributionPoints:
+    url = x509.UniformResourceIdentifier(issuer.crl_url)
+    return x509.CRLDistributionPoints([x509.DistributionPoint([url], None, None, None)])
+
+
+def _ca_issuers(issuer: Issuer) -> x509.AuthorityInformationAccess:
+    url = x509.UniformResourceIdentifier(issuer.ca_issuers_url)
+    return x509.AuthorityInformationAccess([x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, url)])
 
 
 #: (extension class or OID, critical) in the table; all are present in each certificate.
@@ -119,19 +129,24 @@ def _first_problem(certificate: x509.Certificate, identity: NfIdentity, key: NfP
     assert isinstance(names, x509.SubjectAlternativeName)
     if set(names) != set(identity.alternative_names()) or not names.get_values_for_type(x509.DNSName):
         return "subjectAltName"
-    raw_types = extensions[nftypes.NF_TYPES_OID].value
-    assert isinstance(raw_types, x509.UnrecognizedExtension)
+    ca = issuer.certificate
     checks = {
         "version": certificate.version is x509.Version.v3,
-        "nfTypes": nftypes.decode(raw_types.value) == [identity.nf_type],
+        "nfTypes": extensions[nftypes.NF_TYPES_OID].value == nftypes.encode([identity.nf_type]),
         "keyUsage": extensions[x509.KeyUsage.oid].value == _KEY_USAGE,
         "extKeyUsage": extensions[x509.ExtendedKeyUsage.oid].value == _EXTENDED_KEY_USAGE,
+        "authorityKeyIdentifier": extensions[x509.AuthorityKeyIdentifier.oid].value == _authority_key_id(ca),
+        "subjectKeyIdentifier": extensions[x509.SubjectKeyIdentifier.oid].value
+        == x509.SubjectKeyIdentifier.from_public_key(key),
+        "cRLDistributionPoints": extensions[x509.CRLDistributionPoints.oid].value == _crl_points(issuer),
+        "authorityInfoAccess": extensions[x509.AuthorityInformationAccess.oid].value == _ca_issuers(issuer),
         "serial": 0 < certificate.serial_number < 1 << 159,
-        "issuer": certificate.issuer == issuer.certificate.subject,
+        "issuer": certificate.issuer == ca.subject,
         "subject": certificate.subject == issuer.nf_subject,
         "key": certificate.public_key() == key,
         "validity": timedelta(0)
         < certificate.not_valid_after_utc - certificate.not_valid_before_utc
-        <= MAX_VALIDITY + BACKDATING,
+        <= MAX_VALIDITY
+        and certificate.not_valid_after_utc <= ca.not_valid_after_utc,
     }
     return next((name for name, good in checks.items() if not good), None)
