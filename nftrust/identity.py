@@ -51,9 +51,10 @@ def parse_nf_instance_id(text: str) -> str:
 def parse_uuid(text: str, field_name: str) -> str:
     """Any UUID in lower case, for request ids (AIP-155). Raises NftrustError(INVALID_FIELD)."""
     try:
-        if len(text) != 36:
+        value = str(uuid.UUID(text))
+        if value != text.lower():
             raise ValueError
-        return str(uuid.UUID(text))
+        return value
     except ValueError:
         raise NftrustError(Reason.INVALID_FIELD, f"{field_name}: not a UUID", metadata={"field": field_name}) from None
 
