@@ -130,9 +130,9 @@ def sign(key: PrivateKey, header: Header, payload: msgspec.Struct) -> str:
 
 def verify(key: object, jws: Jws) -> None:
     """Check the signature by an asymmetric ``key``. Raises NftrustError(PROOF_INVALID)."""
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) or algorithm_for(key) != jws.header.alg:
-        raise NftrustError(Reason.PROOF_INVALID)
     try:
+        if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) or algorithm_for(key) != jws.header.alg:
+            raise InvalidSignature
         if isinstance(key, rsa.RSAPublicKey):
             pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
             key.verify(jws.signature, jws.signing_input, pss, hashes.SHA256())
@@ -143,7 +143,7 @@ def verify(key: object, jws: Jws) -> None:
         r, s = (int.from_bytes(half, "big") for half in (jws.signature[:size], jws.signature[size:]))
         digest: hashes.HashAlgorithm = hashes.SHA256() if size == 32 else hashes.SHA384()
         key.verify(encode_dss_signature(r, s), jws.signing_input, ec.ECDSA(digest))
-    except InvalidSignature:
+    except (InvalidSignature, NftrustError):
         raise NftrustError(Reason.PROOF_INVALID) from None
 
 
