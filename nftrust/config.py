@@ -7,6 +7,7 @@ lists every key.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,6 +17,8 @@ import msgspec
 from nftrust.errors import NftrustError, Reason
 
 MAX_CONFIG_BYTES = 1 << 20
+#: msgspec repeats the value of a wrong choice.
+_ENUM_VALUE = re.compile(r"Invalid enum value (?:'.*'|\S+)", re.DOTALL)
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -131,7 +134,8 @@ def load(section: type[C], path: Path) -> C:
     try:
         config = msgspec.convert(tree, section, dec_hook=_decode_hook)
     except (msgspec.ValidationError, ValueError) as error:
-        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: {error}") from None
+        why = _ENUM_VALUE.sub("Invalid value", str(error))
+        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: {why}") from None
     anchored: C = _anchor(config, path.resolve().parent)
     return anchored
 
