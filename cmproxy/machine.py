@@ -48,7 +48,8 @@ def resume(enrolment: Enrolment) -> Enrolment:
 def advance(
     enrolment: Enrolment, to: State, now: datetime, *, steps: Iterable[Step] = (), certificate: str = ""
 ) -> Enrolment:
-    """The working state has done its part."""
+    """The working state has done its part. Raises ValueError: a mistake of the runner."""
+    _require_working(enrolment)
     if to not in _TRANSITIONS[enrolment.working]:
         raise ValueError(f"no transition from {enrolment.working} to {to}")
     ended = to is State.SUCCEEDED
@@ -67,7 +68,8 @@ def advance(
 
 
 def fail(enrolment: Enrolment, error: NftrustError, now: datetime, policy: RetryPolicy) -> Enrolment:
-    """The working state's effect was refused: wait, park or give up."""
+    """The working state's effect was refused: wait, park or give up. Raises ValueError: a mistake of the runner."""
+    _require_working(enrolment)
     failed = replace(
         enrolment, problem=Problem.of(error), update_time=now, attempt=enrolment.attempt + 1, next_time=None
     )
@@ -100,6 +102,11 @@ def with_steps(old: tuple[Step, ...], new: Iterable[Step]) -> tuple[Step, ...]:
     """The steps by number; a step that is reported again keeps its first time."""
     merged = {step.number: step for step in (*new, *old)}
     return tuple(merged[number] for number in sorted(merged))
+
+
+def _require_working(enrolment: Enrolment) -> None:
+    if enrolment.state is not enrolment.working:
+        raise ValueError(f"{enrolment.state} is not a working state")
 
 
 def _end(enrolment: Enrolment, state: State, now: datetime) -> Enrolment:
