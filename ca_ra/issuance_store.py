@@ -62,7 +62,9 @@ class SqlIssuanceStore:
         new = issuance.certificate
         known = find_registration(tx, new.registration_id)
         assert known is not None
-        if known.certificate_serial is not None:
+        # The certificate's row says whether the IAK is spent, not the column (security rule 7).
+        spent = select(certificate.c.serial).where(certificate.c.registration_id == known.id)
+        if tx.execute(spent).scalar_one_or_none() is not None:
             scope = f"enrol:{known.id}"
             stored = tx.execute(
                 select(idempotency.c.response).where(
@@ -131,7 +133,9 @@ class SqlIssuanceStore:
         """Another key with a valid proof on a spent IAK is a theft signal (security rule 13)."""
         issued = tx.execute(
             select(certificate.c.spki_sha256).where(certificate.c.registration_id == known.id)
-        ).scalar_one()
+        ).scalar_one_or_none()
+        if issued is None:
+            return NftrustError(Reason.STORED_ROW_TAMPERED, "the registration names a certificate that does not exist")
         nf_instance_id = known.identity.nf_instance_id
         if bytes(issued) != spki_sha256 and not is_suspended(tx, nf_instance_id):
             tx.execute(
