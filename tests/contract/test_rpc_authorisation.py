@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2
 
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import Scope
@@ -47,7 +48,9 @@ async def test_a_role_calls_only_what_the_table_opens_to_it(kit: Kit, role: str,
             assert (await refusal(raw_call(channel, method)))[:2] == ("PERMISSION_DENIED", "METHOD_NOT_ALLOWED")
 
 
-EVERY_METHOD = sorted(table())
+#: An older health library serves fewer methods than the table names.
+SERVED_HEALTH = {f"/grpc.health.v1.Health/{m.name}" for m in health_pb2.DESCRIPTOR.services_by_name["Health"].methods}
+EVERY_METHOD = sorted(table().keys() - (set(HEALTH_METHODS) - SERVED_HEALTH))
 
 
 def bad_leaves(kit: Kit) -> dict[str, tuple[Leaf, str, str]]:
