@@ -110,7 +110,8 @@ class TokenRsaPrivateKey(_TokenKey, rsa.RSAPrivateKey):
 
     def sign(self, data: Any, padding: padding.AsymmetricPadding, algorithm: Any) -> bytes:
         """A PKCS#1 v1.5 signature, or a PSS one with MGF1 of the same hash and a salt of its length."""
-        return self._sign(_rsa_scheme(padding), data, algorithm)
+        chosen = algorithm._algorithm if isinstance(algorithm, Prehashed) else algorithm
+        return self._sign(_rsa_scheme(padding, chosen), data, algorithm)
 
     def decrypt(self, ciphertext: Any, padding: padding.AsymmetricPadding) -> bytes:
         raise UnsupportedAlgorithm("a token key signs, it does not decrypt")
@@ -143,5 +144,13 @@ def token_private_key(client: TokenClient, label: str) -> TokenEcPrivateKey | To
     raise NftrustError(Reason.KEY_MISSING, metadata={"label": label})
 
 
-def _rsa_scheme(chosen: padding.AsymmetricPadding) -> Scheme:
-    return "rsa-pss" if isinstance(chosen, padding.PSS) else "rsa-pkcs1v15"
+def _rsa_scheme(chosen: padding.AsymmetricPadding, algorithm: hashes.HashAlgorithm) -> Scheme:
+    """The operation's name for the padding, if the token makes exactly this one. Raises UnsupportedAlgorithm."""
+    if isinstance(chosen, padding.PKCS1v15):
+        return "rsa-pkcs1v15"
+    # pyca has no public names for what a PSS was made of.
+    if isinstance(chosen, padding.PSS) and isinstance(chosen._mgf, padding.MGF1):
+        same_hash = chosen._mgf._algorithm.name == algorithm.name
+        if same_hash and chosen._salt_length in (algorithm.digest_size, padding.PSS.DIGEST_LENGTH):
+            return "rsa-pss"
+    raise UnsupportedAlgorithm("a token key pads by PKCS#1 v1.5, or PSS with a salt as long as the digest")

@@ -20,7 +20,7 @@ import msgspec
 
 from nftrust.errors import NftrustError, Reason, invalid_field
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 KeyPairKind = Literal["ec-p256", "ec-p384", "rsa-3072", "rsa-transport"]
 SecretKind = Literal["kek", "mac"]
@@ -68,8 +68,8 @@ class KeyInfo(msgspec.Struct, frozen=True, array_like=True):
     type: Literal["private", "secret"]
 
 
-class Operation(msgspec.Struct, Generic[R], frozen=True, array_like=True, tag=True):
-    """Base of the operations; ``R`` is the type of the result."""
+class Operation(msgspec.Struct, Generic[R_co], frozen=True, array_like=True, tag=True):
+    """Base of the operations; ``R_co`` is the type of the result."""
 
     RESULT: ClassVar[Any] = None
 

@@ -68,6 +68,8 @@ class WorkerBackend:
             wire.send(channel, wire.encode(operations))
             return wire.decode_reply(wire.receive(channel), operations)
         except TimeoutError:
+            if self._process is not None:
+                self._process.kill()
             return Reply(all_unavailable(operations), "the worker hangs")
         except (EOFError, OSError, ValueError):
             return Reply(all_unavailable(operations), f"the worker ended{self._exit_status()}")
