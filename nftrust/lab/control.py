@@ -27,7 +27,7 @@ from softhsm import create_token
 SERVERS = {"ca_ra": "ca-ra", "verifier": "verifier", "cmproxy": "cm-proxy"}
 READY_FILE = "ready.json"
 LOG_FILE = "log.jsonl"
-START_SECONDS, STOP_SECONDS = 60.0, 15.0
+START_SECONDS, STOP_SECONDS, COMMAND_SECONDS = 60.0, 15.0, 300.0
 PROVISION_FILE = "network-function.json"
 
 Say = Callable[[str], None]
@@ -54,7 +54,8 @@ def down(lab: Lab) -> None:
     for pid in pids:
         if alive(pid):
             _signal(pid, signal.SIGKILL)
-    lab.write_description({name: [] for name in (*SERVERS, "nfs")})
+    if (lab.directory / LAB_FILE).exists():
+        lab.write_description({name: [] for name in (*SERVERS, "nfs")})
 
 
 def status(lab: Lab) -> dict[str, bool]:
@@ -96,8 +97,14 @@ def _set_up(lab: Lab, say: Say) -> None:
         say("keys of the NFs (RSA-3072 transport keys take a moment), of the CA and of the CM proxy")
         agents = [pool.submit(_initialise_agent, lab, nf) for nf in lab.settings.nfs]
         servers = [pool.submit(_initialise_server, lab, role) for role in SERVERS]
-        for job in (*servers, *agents):
-            job.result()
+        try:
+            for job in (*servers, *agents):
+                job.result()
+        except BaseException:  # an interruption, too, does not wait for keys that nobody wants any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for command in list(_commands):
+                command.kill()
+            raise
     say("certificates of the services, of OAM and of day 0")
     _issue(lab)
 
@@ -151,11 +158,23 @@ def _issue(lab: Lab) -> None:
 
 def _command(command: Sequence[str]) -> str:
     """Run to the end; what it refuses is our refusal. Raises NftrustError."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _commands.add(process)
+    try:
+        output, errors = process.communicate(timeout=COMMAND_SECONDS)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        _commands.discard(process)
+    if process.returncode != 0:
+        last = (errors.strip().splitlines() or ["no output"])[-1]
         raise NftrustError(Reason.CONFIG_INVALID, f"`{' '.join(command[2:4])}` failed: {last[:300]}")
-    return done.stdout
+    return output
+
+
+#: Set-up commands under way.
+_commands: set[subprocess.Popen[str]] = set()
 
 
 # Processes
