@@ -79,7 +79,8 @@ class Provisioner:
 
     async def update(self, wanted: NetworkFunction, etag: str, actor: str, scope: Scope) -> NetworkFunction:
         known = await self.get(wanted.nf_instance_id, scope)
-        changed = self._check(replace(wanted, tenant=known.tenant, create_time=known.create_time), scope)
+        kept = replace(wanted, tenant=known.tenant, create_time=known.create_time, pinned_sha256=known.pinned_sha256)
+        changed = self._check(kept, scope)
         if changed.transport_key_sha256 != known.transport_key_sha256:
             changed = replace(changed, pinned_sha256=None)  # OAM has spoken: an older pin is void
         return await self._store.update_network_function(changed, self._shared(changed), _version(etag), actor)
