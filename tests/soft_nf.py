@@ -109,12 +109,12 @@ class SoftNf:
     def transport_key_sha256(self) -> bytes:
         return jose.sha256(spki(self.transport_key.public_key()))
 
-    def statement(self, enrolment: str, *, signer: ec.EllipticCurvePrivateKey | None = None, **changes: object) -> str:
+    def statement(self, request_id: str, *, signer: ec.EllipticCurvePrivateKey | None = None, **changes: object) -> str:
         """The NF's statement for an enrolment, by its day-0 key unless told otherwise."""
         payload = {
             "nf_instance_id": self.nf_instance_id,
             "transport_key": jose.b64url(spki(self.transport_key.public_key())),
-            "enrolment": enrolment,
+            "enrolment": request_id,
             "nonce": jose.b64url(secrets.token_bytes(32)),
         }
         return jws({"alg": "ES256", "typ": STATEMENT_TYP}, payload | changes, es256(signer or self.day0_key))
