@@ -24,6 +24,12 @@ from nftrust.messages import DeliveryMode
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
+class EnrolmentListenerConfig(ListenerConfig, frozen=True, kw_only=True):
+    """The listener for NFs that have no certificate yet: anybody may connect, so nobody stays long."""
+
+    max_connection_age_seconds: float = 120.0
+
+
 class ProfileConfig(Section, frozen=True, kw_only=True):
     """A certificate profile."""
 
@@ -61,7 +67,7 @@ class CaRaConfig(Section, frozen=True, kw_only=True):
     token: TokenConfig
     store: StoreConfig
     management: ListenerConfig
-    enrolment: ListenerConfig
+    enrolment: EnrolmentListenerConfig
     http: HttpConfig
     #: Principals, scopes and deny lists; reloaded when it changes.
     access_file: Path
