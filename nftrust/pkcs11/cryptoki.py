@@ -1,6 +1,6 @@
 """The PKCS#11 functions that nftrust uses, bound with ctypes.
 
-A binding of our own, see docs/decisions/pkcs11-binding.md: it initialises the
+A binding of our own, see docs/decisions/0007-pkcs11-binding.md: it initialises the
 module with ``CKF_OS_LOCKING_OK``, packs nested templates, adds no attribute
 of its own to a key and reads none behind the caller's back. Names are those
 of PKCS#11 2.40. Every function raises :class:`CryptokiError` with the return
