@@ -31,6 +31,7 @@ demo: setup grpcurl ## Three NFs get their first certificates, step by step (the
 	@$(BIN)/nftrust demo --dir $(LAB)
 
 test: setup grpcurl protos-env ## Run every test against real SoftHSM and real gRPC
+	@tools/require test-packages
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: setup ## ruff, mypy strict, import contracts

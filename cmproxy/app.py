@@ -122,7 +122,12 @@ def _runner(
         RunnerPolicy(owner=settings.instance, lease=lease, retry=retry, concurrency=settings.concurrency),
         store,
         GrpcNfPort(identity, roots, config.home_domain, clock, settings.nf_timeout_seconds),
-        GrpcCaRaPort(_channel(config.ca_ra, identity, stack), config.ca_ra.timeout_seconds),
+        GrpcCaRaPort(
+            _channel(config.ca_ra, identity, stack),
+            x509.load_pem_x509_certificate(read_file(config.ca_ra.trust_anchor)),
+            clock,
+            config.ca_ra.timeout_seconds,
+        ),
         GrpcVerifierPort(verifier, clock, verifier_timeout),
         clock,
     )

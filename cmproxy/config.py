@@ -32,6 +32,13 @@ class PeerConfig(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 10.0
 
 
+class CaRaPeerConfig(PeerConfig, frozen=True, kw_only=True):
+    """The CA/RA that the proxy registers at."""
+
+    #: PEM of the operator's root: what the CA/RA answers has to be signed under it (security rule 12).
+    trust_anchor: Path
+
+
 class RunnerConfig(Section, frozen=True, kw_only=True):
     """How enrolments are driven."""
 
@@ -59,7 +66,7 @@ class CmProxyConfig(Section, frozen=True, kw_only=True):
     management: ListenerConfig
     #: Principals, scopes and deny lists; reloaded when it changes.
     access_file: Path
-    ca_ra: PeerConfig
+    ca_ra: CaRaPeerConfig
     verifier: PeerConfig | None = None
     day0_roots: tuple[Day0RootConfig, ...]
     delivery_modes: tuple[DeliveryMode, ...] = ("wrapped",)

@@ -19,7 +19,6 @@ from nftrust import jose
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import urn
 from nftrust.messages import (
-    ENROLMENT_INFO_TYP,
     RESPONSE_TYP,
     DeliveryMode,
     EnrolmentInfo,
@@ -27,9 +26,9 @@ from nftrust.messages import (
     Payload,
 )
 from nftrust.x509 import nftypes
-from nftrust.x509.authority import check_response_certificate
-from nftrust.x509.keys import NfPublicKey, spki_sha256
-from nftrust.x509.path import MAX_CERTIFICATE_BYTES, PathInvalid, load_chain, validate_path
+from nftrust.x509.enrolment_info import verify_enrolment_info
+from nftrust.x509.keys import NfPublicKey
+from nftrust.x509.path import PathInvalid, load_chain, validate_path
 
 _ES256 = frozenset({"ES256"})
 P = TypeVar("P", bound=Payload)
@@ -71,20 +70,8 @@ def accept_enrolment_info(text: str, expected: Expectations, has_clear_iak: bool
     def refuse(why: str) -> NftrustError:
         return NftrustError(Reason.ENROLMENT_INFO_INVALID, why)
 
-    try:
-        jws = jose.split(text, typ=ENROLMENT_INFO_TYP, algorithms=_ES256)  # 1: form
-        info = jose.parse_payload(jws, EnrolmentInfo)  # needed to find the key; believed only after 2 and 3
-        chain = load_chain([jose.b64url_decode(certificate) for certificate in info.ca_certificates])
-        response_certificate = _load(info.response_certificate)
-        response_key = check_response_certificate(response_certificate, chain, now)
-        jose.verify(response_key, jws)  # 2: signed by the CA/RA's response key
-    except (NftrustError, PathInvalid, ValueError):
-        raise refuse("the enrolment information does not verify") from None
-    if expected.trust_anchor is not None and chain[-1] != expected.trust_anchor:  # 3: the anchor
-        raise refuse("the delivered root is not the preconfigured one")
-    issuing_key = chain[0].public_key()
-    if not isinstance(issuing_key, ec.EllipticCurvePublicKey) or info.ca_id != jose.b64url(spki_sha256(issuing_key)):
-        raise refuse("it names another CA")
+    verified = verify_enrolment_info(text, expected.trust_anchor, now)  # 1 to 3
+    info = verified.info
     if info.nf_instance_id != expected.nf_instance_id:  # 4: for this NF and its transport key
         raise refuse("it is for another NF")
     if info.transport_key_sha256 != jose.b64url(expected.transport_key_sha256):
@@ -93,7 +80,7 @@ def accept_enrolment_info(text: str, expected: Expectations, has_clear_iak: bool
         raise refuse("the delivery mode is below the NF's minimum")
     if has_clear_iak != (info.delivery_mode == "tls-only") or bool(info.wrapped_iak) == has_clear_iak:
         raise refuse("the IAK is not delivered as the mode says")
-    return AcceptedInfo(info, tuple(chain), response_key)
+    return AcceptedInfo(info, verified.ca_chain, verified.response_key)
 
 
 def require_alive(accepted: AcceptedInfo, now: datetime) -> None:
@@ -134,13 +121,6 @@ def accept_certificate(
     if certified_types != [info.nf_type]:  # 5
         raise refuse("the certificate has another NF type")
     return [encoded, *(jose.b64url_decode(ca) for ca in info.ca_certificates)]
-
-
-def _load(text: str) -> x509.Certificate:
-    encoded = jose.b64url_decode(text)
-    if len(encoded) > MAX_CERTIFICATE_BYTES:
-        raise ValueError("too large")
-    return x509.load_der_x509_certificate(encoded)
 
 
 def utc_now() -> datetime:

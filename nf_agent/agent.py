@@ -155,7 +155,7 @@ class NfAgent:
         accepted = accept_enrolment_info(enrolment_info, self._expected, bool(iak), now)
         require_alive(accepted, now)
         registration = accepted.info.registration
-        held = state.current is not None and state.phase == "confirmed"
+        held = state.current is not None and state.phase != "armed"
         replayed = state.current is not None and state.current.registration == registration
         if replayed or (held and not accepted.info.re_enrolment):
             raise NftrustError(Reason.AGENT_NOT_ARMED)

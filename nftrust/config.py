@@ -112,7 +112,7 @@ C = TypeVar("C", bound=Section)
 def _decode_hook(target: type, value: Any) -> Any:
     if target is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError
+    raise ValueError("Expected a path")
 
 
 def load(section: type[C], path: Path) -> C:
@@ -131,6 +131,8 @@ def load(section: type[C], path: Path) -> C:
         tree = tomllib.loads(raw.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise NftrustError(Reason.CONFIG_INVALID, f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: nested too deeply") from None
     try:
         config = msgspec.convert(tree, section, dec_hook=_decode_hook)
     except (msgspec.ValidationError, ValueError) as error:

@@ -8,14 +8,17 @@ from datetime import UTC
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
+from cryptography import x509
 from google.protobuf.message import DecodeError
 
 from cmproxy.model import Enrolment, NetworkFunction
 from cmproxy.ports import CaRegistration, NfInfo, RegistrationAnswer
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceStub
+from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
 from nftrust.rpc.status import from_rpc_error
+from nftrust.x509.enrolment_info import verify_enrolment_info
 
 if TYPE_CHECKING:
     from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceAsyncStub
@@ -39,6 +42,9 @@ class GrpcCaRaPort:
     """Registers at our CA/RA's management listener."""
 
     channel: grpc.aio.Channel
+    #: The operator's root.
+    trust_anchor: x509.Certificate
+    clock: Clock
     timeout_seconds: float
 
     @property
@@ -69,7 +75,14 @@ class GrpcCaRaPort:
         answer: pb.RegisterEndEntityResponse = await _call(
             self._stub.RegisterEndEntity(request, timeout=self.timeout_seconds)
         )
+        self._check_info(request, answer)
         return RegistrationAnswer(_registration(answer.registration), answer.enrolment_info, answer.iak)
+
+    def _check_info(self, request: pb.RegisterEndEntityRequest, answer: pb.RegisterEndEntityResponse) -> None:
+        """Who holds the CA/RA's TLS key alone cannot have us plant a trust anchor in an NF (security rule 12)."""
+        info = verify_enrolment_info(answer.enrolment_info, self.trust_anchor, self.clock.now()).info
+        if info.nf_instance_id != request.nf_instance_id or info.registration != answer.registration.name:
+            raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it is for another NF or registration")
 
     async def get(self, registration: str) -> CaRegistration:
         request = pb.GetRegistrationRequest(name=registration)

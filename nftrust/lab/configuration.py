@@ -137,7 +137,11 @@ def _cmproxy(lab: Lab) -> dict[str, Any]:
         "token": _token(lab, "cmproxy"),
         "store": _store(lab, "cmproxy"),
         "management": _listener(folder, settings.cmproxy_port, services_ca),
-        "ca_ra": {"target": f"{HOST}:{settings.ca_ra_management_port}", "trust_anchors": services_ca},
+        "ca_ra": {
+            "target": f"{HOST}:{settings.ca_ra_management_port}",
+            "trust_anchors": services_ca,
+            "trust_anchor": lab.role("ca_ra") / "root.pem",
+        },
         "verifier": {"target": f"{HOST}:{settings.verifier_port}", "trust_anchors": services_ca},
         "day0_roots": _day0_roots(lab),
         "runner": {"instance": "lab", "lease_seconds": 5.0, "retry_cap_seconds": 2.0},

@@ -144,9 +144,7 @@ def _first_problem(certificate: x509.Certificate, identity: NfIdentity, key: NfP
         "issuer": certificate.issuer == ca.subject,
         "subject": certificate.subject == issuer.nf_subject,
         "key": certificate.public_key() == key,
-        "validity": timedelta(0)
-        < certificate.not_valid_after_utc - certificate.not_valid_before_utc
-        <= MAX_VALIDITY
+        "validity": timedelta(0) < certificate.not_valid_after_utc - certificate.not_valid_before_utc <= MAX_VALIDITY
         and certificate.not_valid_after_utc <= ca.not_valid_after_utc,
     }
     return next((name for name, good in checks.items() if not good), None)

@@ -1,0 +1,50 @@
+"""The signature of enrolment information (step 7), as the CM proxy and the NF agent verify it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from nftrust import jose
+from nftrust.errors import NftrustError, Reason
+from nftrust.messages import ENROLMENT_INFO_TYP, EnrolmentInfo
+from nftrust.x509.authority import check_response_certificate
+from nftrust.x509.keys import spki_sha256
+from nftrust.x509.path import PathInvalid, load_chain
+
+_ES256 = frozenset({"ES256"})
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedInfo:
+    """Enrolment information whose signature leads to ``ca_chain``'s root."""
+
+    info: EnrolmentInfo
+    #: Issuing CA first, root last.
+    ca_chain: tuple[x509.Certificate, ...]
+    response_key: ec.EllipticCurvePublicKey
+
+
+def verify_enrolment_info(text: str, anchor: x509.Certificate | None, now: datetime) -> VerifiedInfo:
+    """Checks 1 to 3: form, the response key's signature, the anchor (the delivered root's word where it is None).
+
+    Raises NftrustError(ENROLMENT_INFO_INVALID).
+    """
+    try:
+        jws = jose.split(text, typ=ENROLMENT_INFO_TYP, algorithms=_ES256)  # 1: form
+        info = jose.parse_payload(jws, EnrolmentInfo)  # needed to find the key; believed only after 2 and 3
+        chain = load_chain([jose.b64url_decode(certificate) for certificate in info.ca_certificates])
+        [response_certificate] = load_chain([jose.b64url_decode(info.response_certificate)])
+        response_key = check_response_certificate(response_certificate, chain, now)
+        jose.verify(response_key, jws)  # 2: signed by the CA/RA's response key
+    except (NftrustError, PathInvalid, ValueError):
+        raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "the enrolment information does not verify") from None
+    if anchor is not None and chain[-1] != anchor:  # 3: the anchor
+        raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "the delivered root is not the preconfigured one")
+    issuing_key = chain[0].public_key()
+    if not isinstance(issuing_key, ec.EllipticCurvePublicKey) or info.ca_id != jose.b64url(spki_sha256(issuing_key)):
+        raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it names another CA")
+    return VerifiedInfo(info, tuple(chain), response_key)
