@@ -18,7 +18,7 @@ from nftrust.errors import NftrustError, Reason
 
 MAX_CONFIG_BYTES = 1 << 20
 #: msgspec repeats the value of a wrong choice.
-_ENUM_VALUE = re.compile(r"Invalid enum value (?:'.*'|\S+)", re.DOTALL)
+_ENUM_VALUE = re.compile(r"Invalid enum value .*(?= - at `)", re.DOTALL)
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
