@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
+from typing import TypeVar
 
 import pytest
 from cryptography import x509
@@ -19,6 +20,8 @@ from nftrust.x509 import authority, issuance
 from nftrust.x509.keys import NfPublicKey, signature_hash
 from nftrust.x509.names import NfIdentity, subject
 from nftrust.x509.profile import CertificateProfile, Issuer
+
+T = TypeVar("T")
 
 HOME = "5gc.mnc001.mcc001.3gppnetwork.org"
 NF_ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -39,6 +42,14 @@ def refused(reason: Reason) -> Iterator[pytest.ExceptionInfo[NftrustError]]:
     with pytest.raises(NftrustError) as caught:
         yield caught
     assert caught.value.reason is reason, f"{caught.value.reason}: {caught.value.message}"
+
+
+def refusal(call: Callable[[], T]) -> tuple[T | None, Reason | None]:
+    """What the call gives, or the reason of its refusal; any other exception comes through."""
+    try:
+        return call(), None
+    except NftrustError as error:
+        return None, error.reason
 
 
 @cache
