@@ -303,10 +303,7 @@ class RunningLab:
 
     def _restart(self, role: str, pid: int) -> int:
         control._signal(pid, signal.SIGTERM)
-        deadline = time.monotonic() + WAIT_SECONDS
-        while control.alive(pid):
-            assert time.monotonic() < deadline, f"{role} did not end"
-            time.sleep(0.02)
+        control._children[pid].wait(WAIT_SECONDS)
         return control.start_server(self.lab, role)
 
     # Callers
