@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nftrust.cli.main import main
 from nftrust.errors import Reason
 from nftrust.lab.layout import DAY0_ROOT, HOME_DOMAIN
 from tests.lab_fixture import nfs
-from tests.lab_kit import RunningLab, free_port, read_toml, write_toml
+from tests.lab_kit import RunningLab, SecondCa, free_port, read_toml, write_toml
 
 pytestmark = pytest.mark.process
 
@@ -135,6 +136,14 @@ def test_the_audit_logs_verify(nftrust: Command) -> None:
     assert nftrust.text("audit", "verify").count("chain intact") == 3
 
 
+@pytest.fixture(scope="module")
+def copy(running_lab: RunningLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondCa]:
+    """A CA/RA whose audit log may be tampered with."""
+    with running_lab.second_ca(tmp_path_factory.mktemp("copy")) as second:
+        second.execute("CREATE TABLE kept AS SELECT * FROM audit_event")
+        yield second
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -146,20 +155,23 @@ def test_the_audit_logs_verify(nftrust: Command) -> None:
     ],
 )
 def test_a_tampered_audit_log_is_found(
-    running_lab: RunningLab, nftrust: Command, tmp_path: Path, statement: str
+    running_lab: RunningLab, nftrust: Command, copy: SecondCa, tmp_path: Path, statement: str
 ) -> None:
-    with running_lab.second_ca(tmp_path) as copy:
-        config = read_toml(running_lab.config) | {"ca_ra": copy.targets["ca_ra"]}
-        path = tmp_path / "nftrust.toml"
-        write_toml(path, config)
-        tampered = Command(path, nftrust.capture)
-        assert tampered.json("audit", "verify")[0]["first_broken"] is None
-        copy.execute(statement)
+    config = read_toml(running_lab.config) | {"ca_ra": copy.targets["ca_ra"]}
+    path = tmp_path / "nftrust.toml"
+    write_toml(path, config)
+    tampered = Command(path, nftrust.capture)
+    assert tampered.json("audit", "verify")[0]["first_broken"] is None
+    copy.execute(statement)
+    try:
         verdicts = tampered.json("audit", "verify", code=EXIT_AUDIT_BROKEN)
         assert [verdict["first_broken"] for verdict in verdicts] == [2, None, None]
         code, output, _ = tampered.run("audit", "verify")
         assert code == EXIT_AUDIT_BROKEN
         assert "BROKEN at event 2" in output
+    finally:
+        copy.execute("DELETE FROM audit_event WHERE sequence = 2")
+        copy.execute("INSERT INTO audit_event SELECT * FROM kept WHERE sequence = 2")
 
 
 def test_lab_status(running_lab: RunningLab, nftrust: Command) -> None:

@@ -108,7 +108,7 @@ def test_health(grpcurl: Grpcurl, listener: str) -> None:
 
 def test_reading_calls_of_the_cm_proxy(grpcurl: Grpcurl, running_lab: RunningLab, enrolled: Enrolled) -> None:
     service = "nftrust.api.cmproxy.v1.ProvisioningService"
-    listed = grpcurl.call("cmproxy", f"{service}/ListNetworkFunctions", pageSize=1000)["networkFunctions"]
+    listed = grpcurl.call("cmproxy", f"{service}/ListNetworkFunctions", page_size=1000)["network_functions"]
     for nf in nfs(running_lab):
         name = f"networkFunctions/{nf.nf_instance_id}"
         shown = grpcurl.call("cmproxy", f"{service}/GetNetworkFunction", name=name)
@@ -126,14 +126,14 @@ def test_reading_calls_of_the_ca_ra(grpcurl: Grpcurl, enrolled: Enrolled) -> Non
     certificates = "nftrust.api.ca_ra.v1.CertificateService"
     registrations = "nftrust.api.ca_ra.v1.RegistrationService"
     authority = grpcurl.call("ca_ra", f"{certificates}/GetCertificateAuthority")
-    assert authority["issuingCaPem"].startswith("-----BEGIN CERTIFICATE-----")
+    assert authority["issuing_ca_pem"].startswith("-----BEGIN CERTIFICATE-----")
     for nf_instance_id, enrolment in enrolled.items():
         shown = grpcurl.call("ca_ra", f"{certificates}/GetCertificate", name=enrolment.certificate)
-        listed = grpcurl.call("ca_ra", f"{certificates}/ListCertificates", nfInstanceId=nf_instance_id)
+        listed = grpcurl.call("ca_ra", f"{certificates}/ListCertificates", nf_instance_id=nf_instance_id)
         assert shown in listed["certificates"]
         found = grpcurl.call("ca_ra", f"{registrations}/GetRegistration", name=enrolment.registration)
         assert found["state"] == "CONFIRMED"
-        every = grpcurl.call("ca_ra", f"{registrations}/ListRegistrations", nfInstanceId=nf_instance_id)
+        every = grpcurl.call("ca_ra", f"{registrations}/ListRegistrations", nf_instance_id=nf_instance_id)
         assert found in every["registrations"]
 
 
@@ -146,7 +146,7 @@ def test_reading_calls_of_the_verifier(grpcurl: Grpcurl) -> None:
 
 @pytest.mark.parametrize("listener", ["ca_ra", "cmproxy", "verifier"])
 def test_reading_the_audit_log(grpcurl: Grpcurl, enrolled: Enrolled, listener: str) -> None:
-    found = grpcurl.call(listener, f"{AUDIT}/ListAuditEvents", pageSize=2).get("events", [])
+    found = grpcurl.call(listener, f"{AUDIT}/ListAuditEvents", page_size=2).get("events", [])
     assert [event["sequence"] for event in found] == ["1", "2"][: len(found)]
     assert found or listener == "verifier"
 
@@ -154,7 +154,7 @@ def test_reading_the_audit_log(grpcurl: Grpcurl, enrolled: Enrolled, listener: s
 def test_the_trust_bundle(grpcurl: Grpcurl) -> None:
     service = "nftrust.api.ca_ra.v1.EnrolmentService"
     answer = grpcurl.call("enrolment", f"{service}/GetTrustBundle", nonce="AAAAAAAAAAAAAAAAAAAAAA==")
-    assert answer["signedResponse"].count(".") == 2
+    assert answer["signed_response"].count(".") == 2
 
 
 def test_errors_name_their_reason(grpcurl: Grpcurl) -> None:

@@ -197,11 +197,12 @@ def test_an_old_tls_version_is_refused(running_lab: RunningLab, listener: str) -
         context.wrap_socket(raw, server_hostname="localhost")
 
 
-@pytest.mark.parametrize("method", sorted(cmproxy.app.TABLE))
+#: Our own methods of one request and one response; the next test sends garbage to the stream.
+UNARY = sorted(method for method in cmproxy.app.TABLE if "nftrust" in method and "Watch" not in method)
+
+
+@pytest.mark.parametrize("method", UNARY)
 def test_garbage_for_a_message_is_refused(running_lab: RunningLab, method: str) -> None:
-    name = method.rpartition("/")[2]
-    if method.startswith("/grpc.") or name.startswith("Watch"):
-        pytest.skip("not of ours, or a stream, which the next test sends garbage to")
     with refused(Reason.MALFORMED_MESSAGE):
         running_lab.oam.channel("cmproxy").unary_unary(method)(b"\xff\xff\xff", timeout=CALL_SECONDS)
 
