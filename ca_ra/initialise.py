@@ -68,6 +68,8 @@ def import_issuing(config: CaRaConfig, chain: Sequence[x509.Certificate], now: d
     """
     if len(chain) < 2:
         raise NftrustError(Reason.CONFIG_INVALID, "the chain must hold the issuing CA's certificate and its root")
+    if any(not link.not_valid_before_utc <= now < link.not_valid_after_utc for link in chain):
+        raise NftrustError(Reason.CA_EXPIRED)
     with _Issuing(config.token) as key:
         check_issuing(chain[0], key.public_key(), chain[1:])
     _write_hierarchy(config, chain, now)

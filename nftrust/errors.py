@@ -287,6 +287,11 @@ class Reason(enum.Enum):
         "The CSR asks for an extension that the profile does not take from requests.",
         "Ask for subjectAltName only; the profile decides the rest.",
     )
+    CA_EXPIRED = (
+        Code.FAILED_PRECONDITION,
+        "The issuing CA's certificate is not valid at this time.",
+        "Check the clock; renew the issuing CA.",
+    )
     CONFIRMATION_MISMATCH = (
         Code.INVALID_ARGUMENT,
         "The confirmation names another certificate or registration.",

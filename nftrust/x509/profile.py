@@ -58,8 +58,13 @@ class Issuer:
 def build(
     profile: CertificateProfile, identity: NfIdentity, key: NfPublicKey, issuer: Issuer, serial: int, now: datetime
 ) -> x509.CertificateBuilder:
-    """Every field of table 6.1.3c.3-1; nothing of it comes from a request but ``key``."""
+    """Every field of table 6.1.3c.3-1; nothing of it comes from a request but ``key``.
+
+    Raises NftrustError(CA_EXPIRED) outside the issuing CA's own validity.
+    """
     ca = issuer.certificate
+    if not ca.not_valid_before_utc <= now < ca.not_valid_after_utc:
+        raise NftrustError(Reason.CA_EXPIRED)
     not_before = now.replace(microsecond=0) - BACKDATING
     not_after = min(not_before + min(BACKDATING + profile.validity, MAX_VALIDITY), ca.not_valid_after_utc)
     return (

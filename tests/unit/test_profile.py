@@ -154,6 +154,17 @@ def test_validity_ends_with_the_ca() -> None:
     assert CA.issue(now=now).not_valid_after_utc == CA.issuing.not_valid_after_utc
 
 
+@pytest.mark.parametrize("beyond", [timedelta(), DAY])
+def test_an_expired_ca_issues_nothing(beyond: timedelta) -> None:
+    with refused(Reason.CA_EXPIRED):
+        CA.issue(now=CA.issuing.not_valid_after_utc + beyond)
+
+
+def test_a_ca_of_the_future_issues_nothing() -> None:
+    with refused(Reason.CA_EXPIRED):
+        CA.issue(now=CA.issuing.not_valid_before_utc - DAY)
+
+
 def test_validity_never_exceeds_three_years() -> None:
     certificate = CA.issue(profile=CertificateProfile("long", MAX_VALIDITY))
     assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(days=3 * 365)
