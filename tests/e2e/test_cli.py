@@ -17,7 +17,7 @@ from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.cli.main import main
 from nftrust.errors import Reason
 from nftrust.lab.layout import DAY0_ROOT, HOME_DOMAIN
-from tests.lab_fixture import nfs
+from tests.lab_fixture import ENROLLED, nfs
 from tests.lab_kit import RunningLab, SecondCa, free_port, read_toml, write_toml
 
 pytestmark = pytest.mark.process
@@ -220,8 +220,9 @@ def test_a_watched_enrolment_that_fails_has_its_own_exit_code(running_lab: Runni
 
 
 def test_a_watched_enrolment_that_succeeds(running_lab: RunningLab, nftrust: Command) -> None:
-    nf = nfs(running_lab)[2]
-    code, output, problems = nftrust.run("enrol", nf.nf_instance_id, "--watch", "--again")
+    nf = running_lab.lab.settings.nfs[ENROLLED]  # the others keep the certificates they have
+    with running_lab.provisioned(running_lab.network_function(nf)):
+        code, output, problems = nftrust.run("enrol", nf.nf_instance_id, "--watch", "--again")
     assert (code, problems) == (0, "")
     for number in (1, 3, 4, 5, 6, 7, 8, 9, 10):
         assert output.count(f"step {number:>2}  ") == 1
