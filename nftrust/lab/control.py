@@ -241,8 +241,8 @@ def _live(lab: Lab) -> list[int]:
 def alive(pid: int) -> bool:
     """Whether the process runs and is one of ours."""
     child = _children.get(pid)
-    if child is not None and child.poll() is not None:
-        return False
+    if child is not None:  # its command line in /proc may be empty for a moment after the start
+        return child.poll() is None
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
