@@ -54,6 +54,9 @@ def down(lab: Lab) -> None:
     for pid in pids:
         if alive(pid):
             _signal(pid, signal.SIGKILL)
+        child = _children.pop(pid, None)
+        if child is not None:
+            child.wait()
     if (lab.directory / LAB_FILE).exists():
         lab.write_description({name: [] for name in (*SERVERS, "nfs")})
 

@@ -181,9 +181,11 @@ def test_retry_mints_anew_and_no_file_holds_the_iak(lab: Lab, agent: tuple[Captu
     (first_info, first), (second_info, second) = capturing.deliveries
     assert len(first) == len(second) == 32
     assert first != second
-    for role in control.SERVERS:  # SIGKILL: write-ahead logs stay as they are
-        for pid in control.processes(lab)[role]:
-            os.kill(pid, signal.SIGKILL)
+    pids = [pid for role in control.SERVERS for pid in control.processes(lab)[role]]
+    for pid in pids:  # SIGKILL: write-ahead logs stay as they are
+        os.kill(pid, signal.SIGKILL)
+    while any(control.alive(pid) for pid in pids):
+        time.sleep(0.02)
     reference = read_info(second_info).reference.encode()
     assert any(reference in path.read_bytes() for path in lab.role("ca_ra").glob("store.sqlite*")), "control"
     assert files_with(lab.directory, first) == []
