@@ -42,7 +42,7 @@ def main() -> int:
     arguments = parser.parse_args()
     print(machine.describe())
     with tempfile.TemporaryDirectory(prefix="nftrust-bench-") as folder:
-        lab = Lab.make(Path(folder) / "lab", arguments.nfs, None, True)
+        lab = Lab.make(Path(folder) / "lab", arguments.nfs, allow_tls_only_iak=True)
         control.up(lab, lambda text: print(f"· {text}", file=sys.stderr))
         try:
             figures = soak(lab, arguments.seconds) if arguments.what == "soak" else measure(lab, arguments)

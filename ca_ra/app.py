@@ -35,6 +35,7 @@ from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
 from nftrust.pkcs11.operations import ListKeys
 from nftrust.role import audit_service
+from nftrust.role.health import Served
 from nftrust.rpc.authz import ANYONE, AuthorisationTable, infrastructure
 from nftrust.rpc.peer import Access
 from nftrust.rpc.ratelimit import RateLimiter
@@ -71,7 +72,7 @@ FAILED_PROOFS_PER_SECOND, FAILED_PROOFS_BURST = 20.0, 200.0
 
 
 @contextlib.asynccontextmanager
-async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[None]:
+async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[Served]:
     """Serve until the end of the block, then drain.
 
     Raises NftrustError: CONFIG_INVALID, TOKEN_MISSING, PIN_INCORRECT, KEY_MISSING,
@@ -94,10 +95,11 @@ async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[None
         http = HttpServer(config.http, publisher.handle, reuse_port=reuse_port)
         await http.start()
         stack.push_async_callback(http.stop)
-        for server in _servers(config, authority, token, store, clock, reuse_port):
+        servers = _servers(config, authority, token, store, clock, reuse_port)
+        for server in servers:
             await server.start()
             stack.push_async_callback(server.stop)
-        yield
+        yield Served(servers, store, clock, token)
 
 
 def _servers(

@@ -28,6 +28,7 @@ from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
 from nftrust.role import audit_service
+from nftrust.role.health import Served
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.channel import SignerIdentity, open_channel
 from nftrust.rpc.peer import Access
@@ -46,7 +47,7 @@ TABLE: AuthorisationTable = {
 
 
 @contextlib.asynccontextmanager
-async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[None]:
+async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[Served]:
     """Serve and drive enrolments until the end of the block, then drain. Raises NftrustError as the CA/RA's does."""
     verify(config.store, "cmproxy")
     async with contextlib.AsyncExitStack() as stack:
@@ -78,7 +79,7 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[N
         stack.push_async_callback(server.stop)
         running = asyncio.create_task(runner.run())
         stack.push_async_callback(_end, running)
-        yield
+        yield Served([server], store, clock, token)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -93,7 +94,7 @@ def _identity(config: CmProxyConfig, token: TokenClient) -> SignerIdentity:
     chain = read_file(config.client_certificate)
     if x509.load_pem_x509_certificate(chain).public_key() != key.public_key():
         raise NftrustError(Reason.KEY_MISSING, "client_certificate is not for the key in the token")
-    return SignerIdentity(chain, key)
+    return SignerIdentity(chain, key, lambda: token.available)
 
 
 def _channel(peer: PeerConfig, identity: SignerIdentity, stack: contextlib.AsyncExitStack) -> grpc.aio.Channel:

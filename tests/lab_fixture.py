@@ -21,7 +21,7 @@ ENROLLED = 3
 def running_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
     """CA/RA, CM proxy, verifier and NF agents as processes, each with its own SoftHSM token."""
     directory = tmp_path_factory.mktemp("running")
-    lab = Lab.make(directory / "lab", NFS, None, False)
+    lab = Lab.make(directory / "lab", NFS)
     try:
         control.up(lab, print)
         with contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ from nftrust.api.verifier.v1.attestation_result_service_pb2_grpc import (
 )
 from nftrust.clock import GuardedClock, SystemClock
 from nftrust.role import audit_service
+from nftrust.role.health import Served
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.peer import Access
 from nftrust.rpc.server import RpcServer, ServiceBinding
@@ -31,11 +32,12 @@ TABLE: AuthorisationTable = {
 
 
 @contextlib.asynccontextmanager
-async def serving(config: VerifierConfig, *, reuse_port: bool) -> AsyncIterator[None]:
+async def serving(config: VerifierConfig, *, reuse_port: bool) -> AsyncIterator[Served]:
     """Serve until the end of the block, then drain. Raises NftrustError as the CA/RA's does."""
     verify(config.store, "verifier")
     async with contextlib.AsyncExitStack() as stack:
-        store = Store.open(config.store, GuardedClock(SystemClock()))
+        clock = GuardedClock(SystemClock())
+        store = Store.open(config.store, clock)
         stack.push_async_callback(asyncio.to_thread, store.close)
         results = ServiceBinding(
             add_AttestationResultServiceServicer_to_server,
@@ -52,4 +54,4 @@ async def serving(config: VerifierConfig, *, reuse_port: bool) -> AsyncIterator[
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        yield
+        yield Served([server], store, clock)

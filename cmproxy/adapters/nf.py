@@ -52,10 +52,11 @@ class GrpcNfPort:
 
     @contextlib.asynccontextmanager
     async def connect(self, nf: NetworkFunction) -> AsyncIterator[NfSession]:
-        """Raises NftrustError(NF_UNREACHABLE, DAY0_ROOT_UNKNOWN, DAY0_*)."""
+        """Raises NftrustError(NF_UNREACHABLE, DAY0_ROOT_UNKNOWN, DAY0_*, TOKEN_UNAVAILABLE)."""
         root = self.day0_roots.get(nf.day0_root)
         if root is None:
             raise NftrustError(Reason.DAY0_ROOT_UNKNOWN)
+        self.identity.check()
         host, _, port = nf.agent_endpoint.rpartition(":")
         name = day0_name(nf.nf_instance_id, self.home_domain)
         chain = await fetch_peer_chain(host.strip("[]"), int(port), self.timeout_seconds, server_name=name)

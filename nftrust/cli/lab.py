@@ -25,9 +25,12 @@ def lab() -> None:
 @NFS
 @click.option("--store", help="SQLAlchemy URL of a PostgreSQL server; default: SQLite.")
 @click.option("--allow-tls-only-iak", is_flag=True, help="Allow the legacy delivery mode.")
-def up(directory: Path, nfs: int, store: str | None, allow_tls_only_iak: bool) -> None:
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(1, 16), help="Fronts of the CA/RA (SQLite: 1 or 2)."
+)
+def up(directory: Path, nfs: int, store: str | None, allow_tls_only_iak: bool, replicas: int) -> None:
     """Bring the lab up and write lab.json."""
-    made = Lab.make(directory, nfs, store, allow_tls_only_iak)
+    made = Lab.make(directory, nfs, store=store, allow_tls_only_iak=allow_tls_only_iak, replicas=replicas)
     control.up(made, lambda text: click.echo(f"· {text}"))
     click.echo(f"ready: {made.directory / LAB_FILE}")
     click.echo(f"next:  nftrust --config {made.directory / OPERATOR_FILE} nf create --file NF/network-function.json")
@@ -59,4 +62,4 @@ def down(directory: Path) -> None:
 @NFS
 def demo(directory: Path, nfs: int) -> int:
     """Three NFs get their first certificates, step by step."""
-    return run_demo(Lab.make(directory, nfs, None, False))
+    return run_demo(Lab.make(directory, nfs))

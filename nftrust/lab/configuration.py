@@ -101,6 +101,7 @@ def _ca_ra(lab: Lab) -> dict[str, Any]:
         "deployment": "lab",
         "home_domain": HOME_DOMAIN,
         "access_file": lab.directory / "access.toml",
+        "fronts": settings.replicas,
         "token": _token(lab, "ca_ra"),
         "store": _store(lab, "ca_ra"),
         "management": _listener(folder, settings.ca_ra_management_port, services_ca),

@@ -42,6 +42,8 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     nfs: tuple[NfSettings, ...]
     store: str | None = None
     allow_tls_only_iak: bool = False
+    #: Fronts of the CA/RA.
+    replicas: int = 1
     cmproxy_port: int
     ca_ra_management_port: int
     ca_ra_enrolment_port: int
@@ -66,7 +68,15 @@ class Lab:
         return cls(directory.resolve(), settings)
 
     @classmethod
-    def make(cls, directory: Path, nfs: int, store: str | None, allow_tls_only_iak: bool) -> Lab:
+    def make(
+        cls,
+        directory: Path,
+        nfs: int,
+        *,
+        store: str | None = None,
+        allow_tls_only_iak: bool = False,
+        replicas: int = 1,
+    ) -> Lab:
         """A new lab, or the one that is there if it was made with the same options.
 
         Raises NftrustError(CONFIG_INVALID) where the options differ.
@@ -75,8 +85,9 @@ class Lab:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (directory / SETTINGS_FILE).exists():
             known = cls.open(directory)
-            same = (len(known.settings.nfs), known.settings.store, known.settings.allow_tls_only_iak)
-            if same != (nfs, store, allow_tls_only_iak):
+            options = {"store": store, "allow_tls_only_iak": allow_tls_only_iak, "replicas": replicas}
+            kept = {name: getattr(known.settings, name) for name in options}
+            if (len(known.settings.nfs), kept) != (nfs, options):
                 raise NftrustError(Reason.CONFIG_INVALID, f"{directory} is a lab made with other options; remove it")
             return known
         ports = _free_ports(nfs + 5)
@@ -84,6 +95,7 @@ class Lab:
             nfs=tuple(_nf(index, ports[index + 5]) for index in range(nfs)),
             store=store,
             allow_tls_only_iak=allow_tls_only_iak,
+            replicas=replicas,
             cmproxy_port=ports[0],
             ca_ra_management_port=ports[1],
             ca_ra_enrolment_port=ports[2],

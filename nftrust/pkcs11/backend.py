@@ -45,6 +45,10 @@ class Backend(Protocol):
         """Stop for good."""
         ...
 
+    def abandon(self) -> None:
+        """From another thread: give up the batch in flight, if that can be done. Never raises."""
+        ...
+
 
 def all_unavailable(operations: Sequence[Operation[Any]]) -> list[Outcome]:
     """TOKEN_UNAVAILABLE for each operation."""
@@ -88,6 +92,9 @@ class LocalBackend:
         self.stop()
         close_held_pin(self._held_pin)
         self._held_pin = None
+
+    def abandon(self) -> None:
+        """A module that hangs in this process cannot be made to return."""
 
 
 def close_held_pin(descriptor: int | None) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar, cast
 from nftrust.config import TokenConfig
 from nftrust.errors import NftrustError, Reason
 from nftrust.pkcs11.backend import Backend, LocalBackend, Reply, all_unavailable
-from nftrust.pkcs11.operations import Operation, Outcome
+from nftrust.pkcs11.operations import GenerateKeyPair, Operation, Outcome
 from nftrust.pkcs11.worker_backend import REPLY_LIMIT_SECONDS, WorkerBackend
 
 R = TypeVar("R")
@@ -35,6 +35,10 @@ LONGEST_PAUSE_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 1.0
 #: How often an idle client looks whether its worker still runs.
 IDLE_CHECK_SECONDS = 5.0
+#: A batch without a key pair to make that takes longer does not look well.
+SLUGGISH_SECONDS = 1.5
+#: How long closing waits for the batch in flight.
+CLOSE_SECONDS = 2.0
 #: How long a synchronous call waits.
 CALL_SECONDS = 60.0
 
@@ -52,6 +56,10 @@ class TokenClient:
         self._start_error: NftrustError | None = None
         #: Starts and batches that failed since the last batch that did not.
         self._failures = 0
+        #: How often the token was lost: also outages too short to be seen by looking now and then.
+        self.losses = 0
+        #: Since when (monotonic) a batch that should be quick is in flight.
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._live, name="token", daemon=True)
         self._thread.start()
 
@@ -67,8 +75,10 @@ class TokenClient:
 
     @property
     def available(self) -> bool:
-        """Whether the token is open: for health checks."""
-        return self._state == "ready" and self._backend.running()
+        """Whether the token is open and answers: for health checks."""
+        since = self._busy_since
+        sluggish = since is not None and time.monotonic() - since > SLUGGISH_SECONDS
+        return self._state == "ready" and not sluggish and self._backend.running()
 
     @property
     def worker_pid(self) -> int | None:
@@ -107,11 +117,17 @@ class TokenClient:
             raise NftrustError(Reason.DEADLINE) from None
 
     def close(self) -> None:
-        """Finish the batch in flight, refuse the rest, let go of the token. May be repeated."""
+        """Finish the batch in flight, refuse the rest, let go of the token. May be repeated.
+
+        A token that does not answer is not waited for beyond a few seconds.
+        """
         with self._changed:
             self._state = "closed"
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self._backend.abandon()
+            self._thread.join(CLOSE_SECONDS)
 
     def _submit_all(self, operations: Sequence[Operation[Any]]) -> list[Future[Any]]:
         futures: list[Future[Any]] = [Future() for _ in operations]
@@ -165,10 +181,13 @@ class TokenClient:
         """Do batches until the token is lost or the client closed."""
         while batch := self._next_batch():
             operations = [operation for operation, _ in batch]
+            if not any(isinstance(operation, GenerateKeyPair) for operation in operations):
+                self._busy_since = time.monotonic()
             try:
                 reply = self._backend.execute(operations)
             except Exception as error:  # noqa: BLE001 - as above
                 reply = Reply(all_unavailable(operations), type(error).__name__)
+            self._busy_since = None
             if not reply.lost:
                 self._failures = 0
                 self._settle(batch, reply.outcomes)
@@ -182,6 +201,7 @@ class TokenClient:
     def _lose(self, cause: str) -> None:
         """What is queued waits for one fresh start; after a further loss without success between it is refused."""
         _log.warning("token lost", extra={"cause": cause})
+        self.losses += 1
         if self._failures:
             self._give_up(NftrustError(Reason.TOKEN_UNAVAILABLE))
         else:

@@ -18,7 +18,7 @@ from nftrust.pkcs11.pin import hold_pin
 
 START_LIMIT_SECONDS = 60.0
 #: A worker that takes longer over a batch hangs, and is killed.
-REPLY_LIMIT_SECONDS = 30.0
+REPLY_LIMIT_SECONDS = 10.0
 KEY_PAIR_LIMIT_SECONDS = 20.0
 _END_SECONDS = 2.0
 
@@ -94,6 +94,11 @@ class WorkerBackend:
         self.stop()
         close_held_pin(self._held_pin)
         self._held_pin = None
+
+    def abandon(self) -> None:
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _greet(self, channel: socket.socket) -> NftrustError | None:
         """Send the configuration; the worker's refusal, or why there is no answer."""

@@ -24,6 +24,7 @@ from nftrust.files import write_atomically
 from nftrust.pkcs11.pin import hold_pin
 from nftrust.process.front import EX_CONFIG, Front, run_front
 from nftrust.process.supervisor import Supervisor
+from nftrust.role.health import Served, watched
 from nftrust.storage import Store, Transaction
 from nftrust.storage.meta import set_high_water
 from nftrust.storage.migrate import upgrade
@@ -51,7 +52,7 @@ class Role(Generic[C]):
     command: str
     config_type: type[C]
     #: ``serving(config, reuse_port=…)``: the composition root.
-    serving: Callable[..., AbstractAsyncContextManager[None]]
+    serving: Callable[..., AbstractAsyncContextManager[Served]]
     #: ``host:port`` of every listener.
     addresses: Callable[[C], Sequence[str]]
     commands: Sequence[Command] = ()
@@ -102,7 +103,8 @@ class Role(Generic[C]):
 
     def _front(self, config: C, arguments: argparse.Namespace) -> int:
         async def serve(front: Front) -> None:
-            async with self.serving(config, reuse_port=True):
+            actor = f"urn:nftrust:{self.command}"
+            async with self.serving(config, reuse_port=True) as served, watched(served, front, actor):
                 front.ready()
                 await front.stop.wait()
 

@@ -36,6 +36,13 @@ class SignerIdentity:
 
     certificate_chain: bytes
     private_key: PrivateKey
+    #: Whether the key can sign now: without it a handshake fails, and that looks as if the peer were away.
+    available: Callable[[], bool] = lambda: True
+
+    def check(self) -> None:
+        """Raises NftrustError(TOKEN_UNAVAILABLE)."""
+        if not self.available():
+            raise NftrustError(Reason.TOKEN_UNAVAILABLE, retry_after=1.0)
 
 
 def open_channel(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -15,6 +15,7 @@ from nftrust.clock import Clock
 from nftrust.config import StoreConfig
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage.engine import Access, Database, ReplacedError, discard, must_reconnect, outage
+from nftrust.storage.meta import set_high_water
 from nftrust.storage.transaction import Transaction
 from nftrust.storage.writer import RETRY_AFTER_SECONDS, GroupWriter, adopt_high_water, unavailable
 
@@ -75,6 +76,21 @@ class Store:
         if self._closed:
             raise NftrustError(Reason.SHUTTING_DOWN, retry_after=RETRY_AFTER_SECONDS)
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the last attempt to write was not refused by the database."""
+        return not self._writer.out
+
+    async def usable(self) -> bool:
+        """Ask the database: by a read, and by a write where the last one failed."""
+        try:
+            await self.read(lambda connection: connection.execute(select(1)).scalar_one())
+            if not self.writable:
+                await self.write(lambda tx: set_high_water(tx, tx.now))
+        except NftrustError:
+            return False
+        return True
 
     def close(self) -> None:
         """Finish what is queued and let go of the database. Blocks; may be called twice."""

@@ -89,7 +89,8 @@ class GroupWriter:
         self._clock = clock
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._marked_at = float("-inf")
-        self._out = False
+        #: The last batch could not be written because of the database.
+        self.out = False
         self._closed = False
         self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="nftrust-store", daemon=True)
@@ -185,8 +186,8 @@ class GroupWriter:
         finally:
             if connection is not None:
                 connection.close()
-        if self._out:
-            self._out = False
+        if self.out:
+            self.out = False
             log.info("storage available again")
         _tell(batch, outcomes)
         return None
@@ -207,8 +208,8 @@ class GroupWriter:
         error: BaseException = failure.error
         if name is not None:
             error = unavailable()
-            if not self._out:
-                self._out = True
+            if not self.out:
+                self.out = True
                 log.warning("storage unavailable", extra={"cause": name})
         _tell(batch, [Outcome(error=error)] * len(batch))
 

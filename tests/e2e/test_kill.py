@@ -116,7 +116,7 @@ class Killer:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab.make(tmp_path / "lab", NFS, None, False)
+    made = Lab.make(tmp_path / "lab", NFS, replicas=2)
     control.up(made, print)
     try:
         yield made

@@ -96,7 +96,7 @@ def serve(agent: CapturingAgent, listener: ListenerConfig, ready: threading.Even
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab.make(tmp_path / "lab", 1, None, True)
+    made = Lab.make(tmp_path / "lab", 1, allow_tls_only_iak=True)
     control.up(made, print)
     try:
         yield made

@@ -1,0 +1,159 @@
+"""A role's health: what it needs is there, or health checks say so and the audit log tells when it was not.
+
+Token and database are looked at a few times a second. A front that lacks one
+tells its supervisor, and every front of the server answers NOT_SERVING until
+all have what they need again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from nftrust.clock import Clock
+from nftrust.errors import NftrustError
+from nftrust.pkcs11.client import TokenClient
+from nftrust.rpc.server import RpcServer
+from nftrust.storage import Store, Transaction
+
+LOOK_SECONDS = 0.25
+#: How often a database that seems well is asked.
+ASK_SECONDS = 1.0
+#: Outages that wait for the database to come back before they can be audited.
+MAX_PENDING = 64
+
+log = logging.getLogger(__name__)
+
+
+class Reporter(Protocol):
+    """The supervisor's view, see :class:`nftrust.process.front.Front`."""
+
+    def report(self, *, impaired: bool) -> None: ...
+
+    async def server_health(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a composition root has opened, as far as health is concerned."""
+
+    servers: Sequence[RpcServer]
+    store: Store
+    clock: Clock
+    token: TokenClient | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    action: str
+    subject: str
+    detail: dict[str, str]
+
+
+class HealthWatch:
+    """Looks after one front. ``actor`` is the role's name in the audit log, such as ``urn:nftrust:ca-ra``."""
+
+    def __init__(self, served: Served, front: Reporter, actor: str) -> None:
+        self._served = served
+        self._front = front
+        self._actor = actor
+        self._lost_since: dict[str, datetime] = {}
+        self._losses = 0 if served.token is None else served.token.losses
+        self._pending: list[_Event] = []
+        self._store_well = True
+        self._ask_at = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await asyncio.gather(self._look(), self._follow())
+
+    async def _follow(self) -> None:
+        """Answer health checks with what holds for the whole server."""
+        while True:
+            serving = await self._front.server_health()
+            for server in self._served.servers:
+                await server.set_serving(serving)
+
+    async def _look(self) -> None:
+        while True:
+            await self._look_once()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look_once(self) -> None:
+        well = self._look_at_token()
+        store_well = await self._look_at_store()
+        self._front.report(impaired=not (well and store_well))
+        if self._pending and store_well:
+            await self._audit()
+
+    def _look_at_token(self) -> bool:
+        token = self._served.token
+        if token is None:
+            return True
+        losses, available = token.losses, token.available
+        if losses != self._losses or not available:
+            self._losses = losses
+            self._note_loss("token", audit=True)
+        if available:
+            self._note_return("token")
+        return available
+
+    async def _look_at_store(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._store_well and self._served.store.writable and now < self._ask_at:
+            return True
+        self._ask_at = now + ASK_SECONDS
+        self._store_well = await self._served.store.usable()
+        if self._store_well:
+            self._note_return("storage")
+        else:
+            self._note_loss("storage", audit=False)  # it cannot be written now
+        return self._store_well
+
+    def _note_loss(self, what: str, *, audit: bool) -> None:
+        if what in self._lost_since:
+            return
+        self._lost_since[what] = self._served.clock.now()
+        log.error("lost", extra={"what": what})
+        if audit:
+            self._keep(_Event(f"{what}.lost", what, {}))
+
+    def _note_return(self, what: str) -> None:
+        since = self._lost_since.pop(what, None)
+        if since is None:
+            return
+        log.warning("back", extra={"what": what, "since": since.isoformat()})
+        self._keep(_Event(f"{what}.back", what, {"lost": since.isoformat()}))
+
+    def _keep(self, event: _Event) -> None:
+        if len(self._pending) < MAX_PENDING:
+            self._pending.append(event)
+
+    async def _audit(self) -> None:
+        pending, self._pending = self._pending, []
+
+        def work(tx: Transaction) -> None:
+            for event in pending:
+                tx.audit(actor=self._actor, action=event.action, subject=event.subject, detail=event.detail)
+
+        try:
+            await self._served.store.write(work)
+        except NftrustError:
+            self._pending = pending + self._pending
+
+
+@contextlib.asynccontextmanager
+async def watched(served: Served, front: Reporter, actor: str) -> AsyncIterator[None]:
+    """Watch over ``served`` until the end of the block."""
+    watching = asyncio.create_task(HealthWatch(served, front, actor).run())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
