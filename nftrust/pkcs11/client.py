@@ -31,7 +31,8 @@ State = Literal["starting", "ready", "down", "closed"]
 MAX_BATCH = 128
 MAX_QUEUED = 8192
 SHORTEST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 5.0
+#: A token that has come back is found within so long.
+LONGEST_PAUSE_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 1.0
 #: How often an idle client looks whether its worker still runs.
 IDLE_CHECK_SECONDS = 5.0
