@@ -315,6 +315,22 @@ class Reason(enum.Enum):
         "The database cannot be used at present.",
         "It heals by itself; check disk space and the database.",
     )
+    STORAGE_FULL = (
+        Code.UNAVAILABLE,
+        "There is no space left to write what has to be kept.",
+        "Make space on the disk of the role's database or state; it goes on by itself.",
+    )
+    STORAGE_READ_ONLY = (
+        Code.UNAVAILABLE,
+        "What has to be kept cannot be written: the database or its folder is read-only.",
+        "Check how its file system is mounted, who owns its files, or whether the server is a standby; "
+        "it goes on by itself.",
+    )
+    STORAGE_CORRUPT = (
+        Code.UNAVAILABLE,
+        "The database is damaged.",
+        "Stop the role, keep the files for analysis, and restore the database.",
+    )
     PEER_UNAVAILABLE = (
         Code.UNAVAILABLE,
         "A service that this one needs does not answer.",

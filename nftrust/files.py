@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from nftrust.errors import NftrustError, Reason
 
+_REASONS = {
+    errno.ENOSPC: Reason.STORAGE_FULL,
+    errno.EDQUOT: Reason.STORAGE_FULL,
+    errno.EROFS: Reason.STORAGE_READ_ONLY,
+    errno.EACCES: Reason.STORAGE_READ_ONLY,
+    errno.EPERM: Reason.STORAGE_READ_ONLY,
+}
+
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` durably; after a crash it is the old or the new file, whole.
 
-    Raises NftrustError(STORAGE_UNAVAILABLE).
+    Raises NftrustError: STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_UNAVAILABLE.
     """
     temporary: str | None = None
     try:
@@ -28,10 +37,11 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
-    except OSError:
+    except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise NftrustError(Reason.STORAGE_UNAVAILABLE, f"{path}: cannot be written") from None
+        reason = _REASONS.get(error.errno or 0, Reason.STORAGE_UNAVAILABLE)
+        raise NftrustError(reason, f"{path}: cannot be written") from None
 
 
 def read_file(path: Path, limit: int = 1 << 20) -> bytes:

@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.json_format import Parse
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2_grpc
 
 from nftrust import pki
 from nftrust.api.audit.v1 import audit_service_pb2_grpc
@@ -218,6 +219,9 @@ class Channels:
     @cached_property
     def results(self) -> Any:
         return attestation_result_service_pb2_grpc.AttestationResultServiceStub(self.channel("verifier"))
+
+    def health(self, role: str) -> Any:
+        return health_pb2_grpc.HealthStub(self.channel(role))
 
     def audit(self, role: str) -> Any:
         return audit_service_pb2_grpc.AuditServiceStub(self.channel(role))

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from nftrust.config import StoreConfig
 from nftrust.errors import NftrustError, Reason
@@ -170,19 +171,53 @@ _POSTGRESQL_READ_ONLY = "25006"
 _POSTGRESQL_CONNECTION_BAD = ("08", "57P", "25P", _POSTGRESQL_READ_ONLY)
 
 
-def outage(error: BaseException) -> str | None:
-    """A short name (no inner text) if ``error`` means that the database cannot be used now, else None."""
+#: Outages that an operator has to end, by what the database says.
+_REASONS: dict[int | str, Reason] = {
+    sqlite3.SQLITE_FULL: Reason.STORAGE_FULL,
+    "53100": Reason.STORAGE_FULL,
+    sqlite3.SQLITE_READONLY: Reason.STORAGE_READ_ONLY,
+    _POSTGRESQL_READ_ONLY: Reason.STORAGE_READ_ONLY,
+    sqlite3.SQLITE_CORRUPT: Reason.STORAGE_CORRUPT,
+    sqlite3.SQLITE_NOTADB: Reason.STORAGE_CORRUPT,
+    "XX001": Reason.STORAGE_CORRUPT,
+    "XX002": Reason.STORAGE_CORRUPT,
+}
+RETRY_AFTER_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The database cannot be used now. ``cause`` is a short name for the log, without inner text."""
+
+    cause: str
+    reason: Reason = Reason.STORAGE_UNAVAILABLE
+
+    def error(self) -> NftrustError:
+        """What it becomes for a caller."""
+        return NftrustError(self.reason, retry_after=RETRY_AFTER_SECONDS)
+
+
+def outage(error: BaseException) -> Outage | None:
+    """What ``error`` means, if it means that the database cannot be used now."""
     if isinstance(error, ReplacedError):
-        return "file replaced"
+        return Outage("file replaced")
+    if isinstance(error, PoolTimeoutError):
+        return Outage("too many readers")
     origin = getattr(error, "orig", error)
     if isinstance(origin, sqlite3.Error):
-        return str(origin.sqlite_errorname) if _sqlite_code(origin) in _SQLITE_UNAVAILABLE else None
+        code = _sqlite_code(origin)
+        known = code in _SQLITE_UNAVAILABLE
+        return Outage(str(origin.sqlite_errorname), _reason(code)) if known else None
     if not isinstance(error, DBAPIError):
         return None
     state = getattr(origin, "sqlstate", None)
-    if isinstance(error, OperationalError) or error.connection_invalidated or state == _POSTGRESQL_READ_ONLY:
-        return f"SQLSTATE {state}" if state else "connection lost"
+    if isinstance(error, OperationalError) or error.connection_invalidated or state in _REASONS:
+        return Outage(f"SQLSTATE {state}", _reason(state)) if state else Outage("connection lost")
     return None
+
+
+def _reason(code: int | str) -> Reason:
+    return _REASONS.get(code, Reason.STORAGE_UNAVAILABLE)
 
 
 def must_reconnect(error: BaseException) -> bool:
@@ -231,8 +266,9 @@ def _switch_to_wal(path: Path) -> None:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            if outage(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
-                raise NftrustError(Reason.STORAGE_UNAVAILABLE) from None
+            found = outage(error) or Outage(type(error).__name__)
+            if found.cause != "SQLITE_BUSY" or time.monotonic() > deadline:
+                raise found.error() from None
             time.sleep(0.05)
         else:
             return

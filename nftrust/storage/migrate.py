@@ -28,7 +28,6 @@ from sqlalchemy.exc import DBAPIError
 from nftrust.config import StoreConfig
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage.engine import Access, Database, outage
-from nftrust.storage.writer import unavailable
 
 #: Any constant will do, as long as all migrators use it.
 _LOCK_KEY = 0x6E667472757374
@@ -104,9 +103,10 @@ def _connection(database: Database, access: Access) -> Iterator[Connection]:
         with engine.connect() as connection, connection.begin():
             yield connection
     except DBAPIError as error:
-        if outage(error) is None:
+        found = outage(error)
+        if found is None:
             raise
-        raise unavailable() from None
+        raise found.error() from None
     finally:
         engine.dispose()
 

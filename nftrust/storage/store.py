@@ -7,17 +7,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from nftrust.clock import Clock
 from nftrust.config import StoreConfig
 from nftrust.errors import NftrustError, Reason
-from nftrust.storage.engine import Access, Database, ReplacedError, discard, must_reconnect, outage
+from nftrust.storage import audit_log
+from nftrust.storage.engine import RETRY_AFTER_SECONDS, Access, Database, ReplacedError, discard, must_reconnect, outage
 from nftrust.storage.meta import set_high_water
 from nftrust.storage.transaction import Transaction
-from nftrust.storage.writer import RETRY_AFTER_SECONDS, GroupWriter, adopt_high_water, unavailable
+from nftrust.storage.writer import GroupWriter, adopt_high_water
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ class Store:
     async def usable(self) -> bool:
         """Ask the database: by a read, and by a write where the last one failed."""
         try:
-            await self.read(lambda connection: connection.execute(select(1)).scalar_one())
+            await self.read(audit_log.head)
             if not self.writable:
                 await self.write(lambda tx: set_high_water(tx, tx.now))
         except NftrustError:
@@ -109,12 +110,11 @@ class Store:
                     raise
             # The connection had gone stale: reading again does no harm.
             return self._read_once(work)
-        except (PoolTimeoutError, ReplacedError):
-            raise unavailable() from None
-        except DBAPIError as error:
-            if outage(error) is None:
+        except (PoolTimeoutError, ReplacedError, DBAPIError) as error:
+            found = outage(error)
+            if found is None:
                 raise
-            raise unavailable() from None
+            raise found.error() from None
 
     def _read_once(self, work: Callable[[Connection], T]) -> T:
         with self._read_engine.connect() as connection:

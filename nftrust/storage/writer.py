@@ -25,7 +25,7 @@ from nftrust.audit import ChainHead
 from nftrust.clock import Clock, GuardedClock
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import audit_log
-from nftrust.storage.engine import Database, discard, outage
+from nftrust.storage.engine import RETRY_AFTER_SECONDS, Database, Outage, discard, outage
 from nftrust.storage.meta import high_water, set_high_water
 from nftrust.storage.transaction import Executor, PendingEvent, Transaction
 
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 BATCH_LIMIT = 64
 #: Above this the database does not keep up and waiting longer helps nobody.
 QUEUE_LIMIT = 8192
-RETRY_AFTER_SECONDS = 1.0
 _MARK_EVERY_SECONDS = 1.0
 
 Work = Callable[[Transaction], Any]
@@ -103,7 +102,7 @@ class GroupWriter:
             if self._closed:
                 raise NftrustError(Reason.SHUTTING_DOWN, retry_after=RETRY_AFTER_SECONDS)
             if self._queue.qsize() >= QUEUE_LIMIT:
-                raise unavailable()
+                raise Outage("queue full").error()
             self._queue.put(job)
         return job.future
 
@@ -204,13 +203,13 @@ class GroupWriter:
         return now
 
     def _fail(self, batch: Sequence[Job], failure: BatchFailure) -> None:
-        name = outage(failure.error)
+        found = outage(failure.error)
         error: BaseException = failure.error
-        if name is not None:
-            error = unavailable()
+        if found is not None:
+            error = found.error()
             if not self.out:
                 self.out = True
-                log.warning("storage unavailable", extra={"cause": name})
+                log.warning("storage unavailable", extra={"reason": found.reason.name, "cause": found.cause})
         _tell(batch, [Outcome(error=error)] * len(batch))
 
 
@@ -259,11 +258,6 @@ def adopt_high_water(executor: Executor, clock: Clock) -> datetime | None:
     if mark is not None and isinstance(clock, GuardedClock):
         clock.raise_to(mark)
     return mark
-
-
-def unavailable() -> NftrustError:
-    """What every outage becomes for a caller."""
-    return NftrustError(Reason.STORAGE_UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)
 
 
 def _tell(batch: Sequence[Job], outcomes: Sequence[Outcome]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from nftrust.clock import SystemClock
 from nftrust.config import StoreConfig
@@ -23,18 +23,18 @@ from tests.contract.test_storage_store import opened, together
 BIG = 200_000
 
 
-def is_outage(error: object) -> bool:
+def is_outage(error: object, reason: Reason = Reason.STORAGE_UNAVAILABLE) -> bool:
     assert isinstance(error, NftrustError)
-    assert error.reason is Reason.STORAGE_UNAVAILABLE
+    assert error.reason is reason
     assert error.retry_after
-    assert str(error) == Reason.STORAGE_UNAVAILABLE.meaning
+    assert str(error) == reason.meaning
     return True
 
 
-async def refused(store: Store, number: int, size: int = 10) -> bool:
+async def refused(store: Store, number: int, size: int = 10, reason: Reason = Reason.STORAGE_UNAVAILABLE) -> bool:
     with pytest.raises(NftrustError) as caught:
         await store.write(put(number, size=size))
-    return is_outage(caught.value)
+    return is_outage(caught.value, reason)
 
 
 def limit_pages(more: int) -> object:
@@ -51,8 +51,9 @@ async def test_a_full_database_refuses_what_does_not_fit_and_heals(sqlite_databa
         await store.write(limit_pages(4))
         got = await together(store, put(2), put(3, size=BIG), put(4))
         assert [got[0], got[2]] == [2, 4]
-        assert is_outage(got[1])
-        assert await refused(store, 5, BIG)
+        assert is_outage(got[1], Reason.STORAGE_FULL)
+        assert await refused(store, 5, BIG, Reason.STORAGE_FULL)
+        assert not store.writable
         assert await store.read(numbers) == [1, 2, 4]
         await store.write(limit_pages(1000))
         assert await store.write(put(5, size=BIG)) == 5
@@ -83,13 +84,72 @@ async def test_a_full_disk_heals_without_restart(small_disk: Path, role: Path) -
         filler = small_disk / "filler"
         with pytest.raises(OSError, match="space"):
             filler.write_bytes(b"f" * (2 << 20))
-        assert await refused(store, 2, BIG)
+        assert await refused(store, 2, BIG, Reason.STORAGE_FULL)
+        assert not store.writable
         got = await together(store, put(2, size=BIG), put(3, size=BIG))
-        assert all(is_outage(error) for error in got)
+        assert all(is_outage(error, Reason.STORAGE_FULL) for error in got)
         assert await store.read(numbers) == [1]
         filler.unlink()
         assert await store.write(put(2, size=BIG)) == 2
+        assert store.writable
         assert await store.read(audit_log.verify) is None
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+async def test_nothing_is_started_on_a_disk_that_is_read_only(small_disk: Path, role: Path) -> None:
+    config = StoreConfig(url=f"sqlite:///{small_disk}/role.db")
+    upgrade(config, ROLE)
+    with opened(config) as store:
+        await store.write(put(1))
+    remount(small_disk, "ro")
+    with pytest.raises(NftrustError) as caught, opened(config) as store:
+        await store.write(put(2))
+    assert is_outage(caught.value)  # SQLite cannot open what its journal cannot be written for
+    remount(small_disk, "rw")
+    with opened(config) as store:
+        assert await store.write(put(2)) == 2
+        assert await store.read(numbers) == [1, 2]
+
+
+async def test_a_write_that_is_not_allowed_says_so(sqlite_database: StoreConfig) -> None:
+    with opened(sqlite_database) as store:
+        await store.write(put(1))
+        store._write_engine.dispose()
+
+        def forbid(connection: sqlite3.Connection, record: object) -> None:
+            connection.execute("PRAGMA query_only=ON")
+
+        event.listen(store._write_engine, "connect", forbid)
+        assert await refused(store, 2, reason=Reason.STORAGE_READ_ONLY)
+        assert await store.usable() is False
+        event.remove(store._write_engine, "connect", forbid)
+        store._write_engine.dispose()
+        assert await store.usable()
+        assert await store.write(put(2)) == 2
+
+
+async def test_a_damaged_file_says_so_and_is_replaced_without_restart(
+    sqlite_database: StoreConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "role.db"
+    with opened(sqlite_database) as store:
+        await store.write(put(1, size=BIG))
+    good = tmp_path / "good.db"
+    good.write_bytes(file.read_bytes())
+    with opened(sqlite_database) as store:
+        content = bytearray(file.read_bytes())
+        content[4096:] = b"\xaa" * (len(content) - 4096)
+        file.write_bytes(content)
+        with pytest.raises(NftrustError) as caught:
+            await store.read(numbers)
+        assert is_outage(caught.value, Reason.STORAGE_CORRUPT)
+        assert await store.usable() is False
+        good.rename(file)
+        assert await store.read(numbers) == [1]
+        assert await store.write(put(2)) == 2
 
 
 async def test_a_lock_held_elsewhere_is_waited_for_then_refused(
@@ -135,7 +195,7 @@ async def test_a_file_that_is_no_database(sqlite_database: StoreConfig, tmp_path
     file.write_bytes(b"garbage" * 1000)
     with pytest.raises(NftrustError) as caught:
         Store.open(sqlite_database, SystemClock())
-    assert is_outage(caught.value)
+    assert is_outage(caught.value, Reason.STORAGE_CORRUPT)
     good.rename(file)
     with opened(sqlite_database) as store:
         assert await store.read(numbers) == [1]
