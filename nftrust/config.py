@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -56,7 +56,10 @@ class ListenerConfig(Section, frozen=True):
     address: str
     tls: ServerTlsConfig
     max_message_bytes: int = 256 * 1024
-    max_concurrent_rpcs: int = 1000
+    max_concurrent_rpcs: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    max_calls_per_peer: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_streams_per_peer: Annotated[int, msgspec.Meta(ge=1)] = 64
+    calls_per_second_per_peer: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
     max_connection_age_seconds: float = 3600.0
     handshake_timeout_seconds: float = 10.0
     default_deadline_seconds: float = 30.0

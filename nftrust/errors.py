@@ -304,7 +304,16 @@ class Reason(enum.Enum):
     )
 
     # State of the service
-    RATE_LIMITED = (Code.RESOURCE_EXHAUSTED, "Too many failed proofs from this address.", "Wait as RetryInfo says.")
+    RATE_LIMITED = (
+        Code.RESOURCE_EXHAUSTED,
+        "Too many calls, streams or failed proofs from this peer.",
+        "Wait as RetryInfo says.",
+    )
+    OVERLOADED = (
+        Code.RESOURCE_EXHAUSTED,
+        "The server has as many calls in progress as it takes.",
+        "Wait as RetryInfo says; add fronts, or raise max_concurrent_rpcs, if it goes on.",
+    )
     TOKEN_UNAVAILABLE = (
         Code.UNAVAILABLE,
         "The PKCS#11 token cannot be used at present.",

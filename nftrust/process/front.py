@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -94,6 +95,7 @@ def run_front(control_fd: int, serve: Callable[[Front], Awaitable[None]]) -> int
     NftrustError before it was ready; 1 where another attempt may succeed.
     """
     _die_with_parent()
+    _allow_descriptors()
     with socket.socket(fileno=control_fd) as control:
         control.setblocking(False)
         return asyncio.run(_run(control, serve))
@@ -120,6 +122,12 @@ async def _run(control: socket.socket, serve: Callable[[Front], Awaitable[None]]
         with contextlib.suppress(asyncio.CancelledError):
             await beating
     return 0
+
+
+def _allow_descriptors() -> None:
+    """As many as may be: a server without descriptors for new connections serves nobody."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _die_with_parent() -> None:

@@ -28,8 +28,9 @@ from nftrust.config import Deployment
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import Scope
 from nftrust.logs import correlation_id
+from nftrust.rpc.admission import Admission
 from nftrust.rpc.authz import AuthorisationTable
-from nftrust.rpc.peer import Access, Peer, parse_credential, set_current_peer
+from nftrust.rpc.peer import Access, Peer, current_peer, parse_credential, set_current_peer
 from nftrust.rpc.status import STATUS_KEY, grpc_code, to_status
 
 CORRELATION_KEY = "x-correlation-id"
@@ -86,8 +87,11 @@ def host_of(peer: str) -> str:
 class CallWrapper:
     """Wraps method handlers of one listener."""
 
-    def __init__(self, gate: Gate, default_deadline: float, observe: Observer | None = None) -> None:
+    def __init__(
+        self, gate: Gate, admission: Admission, default_deadline: float, observe: Observer | None = None
+    ) -> None:
         self._gate = gate
+        self._admission = admission
         self._default_deadline = default_deadline
         self._observe = observe
         self._draining = False
@@ -166,12 +170,13 @@ class CallWrapper:
         """A stream lasts until its client, its servicer or the server's drain ends it."""
         if self._draining:
             raise NftrustError(Reason.SHUTTING_DOWN)
-        async with asyncio.timeout(None) as scope:
-            self._streams.add(scope)
-            try:
-                yield
-            finally:
-                self._streams.discard(scope)
+        with self._admission.streaming(current_peer()):
+            async with asyncio.timeout(None) as scope:
+                self._streams.add(scope)
+                try:
+                    yield
+                finally:
+                    self._streams.discard(scope)
 
     @asynccontextmanager
     async def _served(self, method: str, context: _Context) -> AsyncIterator[None]:
@@ -183,8 +188,10 @@ class CallWrapper:
         try:
             if self._draining:
                 raise NftrustError(Reason.SHUTTING_DOWN)
-            set_current_peer(self._gate.admit(method, context))
-            yield
+            peer = self._gate.admit(method, context)
+            set_current_peer(peer)
+            with self._admission.admitted(peer):
+                yield
         except NftrustError as error:
             refusal = error
         except TimeoutError:

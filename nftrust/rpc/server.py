@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
 from nftrust.config import Deployment, ListenerConfig
 from nftrust.errors import NftrustError, Reason
+from nftrust.rpc.admission import Admission, Limits
 from nftrust.rpc.authz import AuthorisationTable, check_table
 from nftrust.rpc.handlers import CallWrapper, Gate, Observer
 from nftrust.rpc.peer import Access
@@ -73,7 +74,13 @@ class RpcServer:
         self._health = health_aio.HealthServicer()
         self._services = [*services, *self._infrastructure(services, reflection)]
         gate = Gate(table, access, deployment, authenticated)
-        self._wrapper = CallWrapper(gate, listener.default_deadline_seconds, observe)
+        limits = Limits(
+            calls=listener.max_concurrent_rpcs,
+            calls_per_peer=listener.max_calls_per_peer,
+            streams_per_peer=listener.max_streams_per_peer,
+            rate_per_peer=listener.calls_per_second_per_peer,
+        )
+        self._wrapper = CallWrapper(gate, Admission(limits), listener.default_deadline_seconds, observe)
         self._handlers = {binding.descriptor.full_name: self._wrapped_methods(binding) for binding in self._services}
         served = [f"/{service}/{name}" for service, methods in self._handlers.items() for name in methods]
         check_table(table, served, authenticated=authenticated)
@@ -83,7 +90,9 @@ class RpcServer:
 
     async def start(self) -> None:
         """Listen and serve. Raises NftrustError(PORT_IN_USE)."""
-        server = grpc.aio.server(options=self._options, maximum_concurrent_rpcs=self._listener.max_concurrent_rpcs)
+        # Beyond this gRPC refuses with a bare status; our own refusals, which say when to retry, come before.
+        most = 2 * self._listener.max_concurrent_rpcs
+        server = grpc.aio.server(options=self._options, maximum_concurrent_rpcs=most)
         handlers = [grpc.method_handlers_generic_handler(name, methods) for name, methods in self._handlers.items()]
         server.add_generic_rpc_handlers(handlers)
         try:

@@ -86,9 +86,26 @@ async def test_bodies_that_never_come_do_not_hold_the_listener(
         calls: Any = attacker.stream_unary(method)
         outcomes = await asyncio.gather(*(refusal(calls(never())) for _ in range(16)))
         reasons = {outcome[:2] for outcome in outcomes}
-        assert reasons == {("DEADLINE_EXCEEDED", "DEADLINE"), ("RESOURCE_EXHAUSTED", "")}
+        assert reasons == {("DEADLINE_EXCEEDED", "DEADLINE"), ("RESOURCE_EXHAUSTED", "OVERLOADED")}
         monkeypatch.undo()
         await asyncio.wait_for(get_once_there_is_a_place(channel), 30)
+
+
+async def test_one_peer_that_takes_its_share_leaves_the_others_theirs(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nftrust.rpc.handlers.RECEIVE_SECONDS", 0.5)
+    listener = kit.listener(max_calls_per_peer=4)
+    other = service_leaf(kit.ca, "oam", "two")
+    uris = ("urn:nftrust:oam:one", "urn:nftrust:oam:two")
+    kit.write_access("".join(f'[[principal]]\nuri = "{uri}"\ntenants = ["a"]\n' for uri in uris))
+    async with kit.serving(listener), kit.channel(other) as attacker, kit.channel() as channel:
+        calls: Any = attacker.stream_unary(GET)
+        flood = asyncio.gather(*(refusal(calls(never())) for _ in range(8)))
+        await asyncio.sleep(0.1)
+        await get(channel)
+        outcomes = [outcome[1] for outcome in await flood]
+        assert sorted(outcomes) == ["DEADLINE"] * 4 + ["RATE_LIMITED"] * 4
 
 
 async def test_a_stranger_is_refused_before_the_body(kit: Kit) -> None:
