@@ -34,7 +34,7 @@ from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
 from nftrust.pkcs11.operations import ListKeys
-from nftrust.role import audit_service
+from nftrust.role import audit_service, diagnosis_service
 from nftrust.role.health import Served
 from nftrust.rpc.authz import ANYONE, AuthorisationTable, infrastructure
 from nftrust.rpc.peer import Access
@@ -59,6 +59,7 @@ MANAGEMENT_TABLE: AuthorisationTable = {
     _CERTIFICATE + "ListCertificates": _PROXY_OAM,
     _CERTIFICATE + "GetCertificateAuthority": _PROXY_OAM,
     audit_service.METHOD: _OAM,
+    diagnosis_service.METHOD: _OAM,
     **infrastructure(_PROXY_OAM),
 }
 ENROLMENT_TABLE: AuthorisationTable = {
@@ -126,10 +127,13 @@ def _servers(
             ),
             ServiceBinding(
                 certificate_service_pb2_grpc.add_CertificateServiceServicer_to_server,
-                CertificateServicer(authority, issuance, config.home_domain),
+                CertificateServicer(
+                    authority, issuance, config.home_domain, policy.endpoints, policy.tls_trust_anchors
+                ),
                 certificate_service_pb2.DESCRIPTOR.services_by_name["CertificateService"],
             ),
             audit_service.audit_binding(store),
+            diagnosis_service.diagnosis_binding(diagnosis_service.own_probes(store, clock, token)),
         ],
         MANAGEMENT_TABLE,
         access=Access(config.access_file),

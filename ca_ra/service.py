@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -108,10 +109,19 @@ class EnrolmentServicer(EnrolmentServiceServicer):
 class CertificateServicer(CertificateServiceServicer):
     """What has been issued, and the CA itself."""
 
-    def __init__(self, authority: Authority, store: SqlIssuanceStore, home_domain: str) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        store: SqlIssuanceStore,
+        home_domain: str,
+        endpoints: Sequence[str],
+        tls_trust_anchors: Sequence[str],
+    ) -> None:
         self._authority = authority
         self._store = store
         self._home_domain = home_domain
+        self._endpoints = endpoints
+        self._tls_trust_anchors = tls_trust_anchors
 
     async def GetCertificate(
         self, request: certificate_pb.GetCertificateRequest, context: Context
@@ -145,6 +155,8 @@ class CertificateServicer(CertificateServiceServicer):
             crl_url=authority.issuer.crl_url,
             home_domain=self._home_domain,
             certificate_count=await self._store.count_certificates(),
+            enrolment_endpoints=self._endpoints,
+            enrolment_trust_anchors_pem="".join(self._tls_trust_anchors),
         )
         crl = await self._store.latest_crl()
         if crl is not None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import grpc
 from cryptography import x509
 
+from cmproxy import convert
 from cmproxy.adapters.ca_ra import GrpcCaRaPort
+from cmproxy.adapters.diagnosis import PeerProbes
 from cmproxy.adapters.nf import GrpcNfPort
 from cmproxy.adapters.verifier import GrpcVerifierPort
 from cmproxy.config import CmProxyConfig, PeerConfig
 from cmproxy.machine import RetryPolicy
+from cmproxy.model import NetworkFunction
 from cmproxy.provisioning import Provisioner, ProvisioningPolicy
 from cmproxy.runner import Runner, RunnerPolicy
 from cmproxy.service import ProvisioningServicer
@@ -27,11 +30,11 @@ from nftrust.files import read_file
 from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
-from nftrust.role import audit_service
+from nftrust.role import audit_service, diagnosis_service
 from nftrust.role.health import Served
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.channel import SignerIdentity, open_channel
-from nftrust.rpc.peer import Access
+from nftrust.rpc.peer import Access, current_peer
 from nftrust.rpc.server import RpcServer, ServiceBinding
 from nftrust.storage import Store
 from nftrust.storage.migrate import verify
@@ -42,6 +45,7 @@ _SERVICE = "/nftrust.api.cmproxy.v1.ProvisioningService/"
 TABLE: AuthorisationTable = {
     **{_SERVICE + name: _OAM for name in pb.DESCRIPTOR.services_by_name["ProvisioningService"].methods_by_name},
     audit_service.METHOD: _OAM,
+    diagnosis_service.METHOD: _OAM,
     **infrastructure(_OAM),
 }
 
@@ -58,8 +62,10 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         store = Store.open(config.store, clock)
         stack.push_async_callback(asyncio.to_thread, store.close)
         proxy_store = SqlProxyStore(store, timedelta(seconds=config.runner.lease_seconds))
-        runner = _runner(config, identity, proxy_store, clock, stack)
+        nfs = _nf_port(config, identity, clock)
+        runner = _runner(config, identity, nfs, proxy_store, clock, stack)
         provisioner = Provisioner(_policy(config), proxy_store, clock)
+        probes = PeerProbes(config, identity, nfs, _finder(provisioner))
         server = RpcServer(
             config.management,
             [
@@ -69,6 +75,10 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
                     pb.DESCRIPTOR.services_by_name["ProvisioningService"],
                 ),
                 audit_service.audit_binding(store),
+                diagnosis_service.diagnosis_binding(
+                    {**diagnosis_service.own_probes(store, clock, token), **probes.by_subject()},
+                    probes.network_function,
+                ),
             ],
             TABLE,
             access=Access(config.access_file),
@@ -106,12 +116,12 @@ def _channel(peer: PeerConfig, identity: SignerIdentity, stack: contextlib.Async
 def _runner(
     config: CmProxyConfig,
     identity: SignerIdentity,
+    nfs: GrpcNfPort,
     store: SqlProxyStore,
     clock: GuardedClock,
     stack: contextlib.AsyncExitStack,
 ) -> Runner:
     settings = config.runner
-    roots = {root.name: x509.load_pem_x509_certificate(read_file(root.certificate)) for root in config.day0_roots}
     retry = RetryPolicy(
         cap=timedelta(seconds=settings.retry_cap_seconds),
         lifetime=timedelta(seconds=settings.enrolment_lifetime_seconds),
@@ -122,7 +132,7 @@ def _runner(
     return Runner(
         RunnerPolicy(owner=settings.instance, lease=lease, retry=retry, concurrency=settings.concurrency),
         store,
-        GrpcNfPort(identity, roots, config.home_domain, clock, settings.nf_timeout_seconds),
+        nfs,
         GrpcCaRaPort(
             _channel(config.ca_ra, identity, stack),
             x509.load_pem_x509_certificate(read_file(config.ca_ra.trust_anchor)),
@@ -132,6 +142,20 @@ def _runner(
         GrpcVerifierPort(verifier, clock, verifier_timeout),
         clock,
     )
+
+
+def _nf_port(config: CmProxyConfig, identity: SignerIdentity, clock: GuardedClock) -> GrpcNfPort:
+    roots = {root.name: x509.load_pem_x509_certificate(read_file(root.certificate)) for root in config.day0_roots}
+    return GrpcNfPort(identity, roots, config.home_domain, clock, config.runner.nf_timeout_seconds)
+
+
+def _finder(provisioner: Provisioner) -> Callable[[str], Awaitable[NetworkFunction]]:
+    """A network function by resource name, as far as the caller of the RPC may see it."""
+
+    async def find(name: str) -> NetworkFunction:
+        return await provisioner.get(convert.nf_name(name), current_peer().scope)
+
+    return find
 
 
 def _policy(config: CmProxyConfig) -> ProvisioningPolicy:

@@ -103,7 +103,8 @@ class NfAgent:
         day0_key = load_pem_private_key(read_file(self.config.listener.tls.private_key), None)
         if not isinstance(day0_key, ec.EllipticCurvePrivateKey):
             raise NftrustError(Reason.CONFIG_INVALID, "the day-0 key is not an EC key")
-        servicer = AgentServicer(self, self.config.cm_proxies, transport_key, day0_key, day0_chain)
+        anchor = self._expected.trust_anchor
+        servicer = AgentServicer(self, self.config.cm_proxies, transport_key, day0_key, day0_chain, anchor)
         server = serve(self.config, servicer)
         await server.start()
         worker = asyncio.create_task(self._work())
@@ -219,6 +220,7 @@ class NfAgent:
                 self._fail(error)
                 return
             failures += 1
+            self._note_retry(attempt, error.reason)
             log.warning("attempt failed, will be retried", extra={"reason": error.reason.name})
             cap = min(self.config.retry_cap_seconds, 0.2 * 2 ** min(failures, 12))
             await asyncio.sleep(max(random.uniform(0, cap), error.retry_after or 0.05))
@@ -230,6 +232,11 @@ class NfAgent:
         if attempt.proof is None:
             require_alive(accepted, now)
         return accepted
+
+    def _note_retry(self, attempt: Attempt, reason: Reason) -> None:
+        """For whoever asks how far the NF is."""
+        if self._is_current(attempt) and self._states.state.reason != reason.name:
+            self._states.save(replace(self._states.state, reason=reason.name))
 
     def _fail(self, error: NftrustError) -> None:
         log.error("enrolment refused", extra={"reason": error.reason.name})

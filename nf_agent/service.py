@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from nf_agent.config import AgentConfig
 from nf_agent.state import AgentState
-from nftrust import jose
+from nftrust import __version__, jose
 from nftrust.api.nf_agent.v1 import agent_service_pb2 as pb
 from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
 from nftrust.errors import NftrustError, Reason, invalid_field
@@ -67,12 +68,14 @@ class AgentServicer(AgentServiceServicer):
         transport_key: bytes,
         day0_key: ec.EllipticCurvePrivateKey,
         day0_chain: Sequence[x509.Certificate],
+        trust_anchor: x509.Certificate | None,
     ) -> None:
         self._agent = agent
         self._cm_proxies = frozenset(cm_proxies)
         self._transport_key = transport_key
         self._day0_key = day0_key
         self._day0_chain = [der(certificate) for certificate in day0_chain]
+        self._trust_anchor_sha256 = b"" if trust_anchor is None else jose.sha256(der(trust_anchor))
 
     async def GetAgentInfo(
         self, request: pb.GetAgentInfoRequest, context: grpc.aio.ServicerContext[object, object]
@@ -95,6 +98,9 @@ class AgentServicer(AgentServiceServicer):
             statement=jose.sign(self._day0_key, header, statement),
             day0_chain=self._day0_chain,
             instantiate_time=_timestamp(state.instantiate_time),
+            version=__version__,
+            time=_timestamp(time.time()),
+            trust_anchor_sha256=self._trust_anchor_sha256,
         )
 
     async def DeliverEnrolmentInfo(

@@ -350,6 +350,21 @@ class Reason(enum.Enum):
         "A service that this one needs gave an answer this version does not know.",
         "Check the address, and that both run versions that go together.",
     )
+    PEER_UNTRUSTED = (
+        Code.FAILED_PRECONDITION,
+        "What answers at a service's address does not prove that it is that service.",
+        "Check the address, the service's certificate and the trust anchors.",
+    )
+    TRUST_ANCHOR_DIFFERS = (
+        Code.FAILED_PRECONDITION,
+        "The trust anchor is another root than the one the CA/RA issues under.",
+        "Give it the root that `nftrust ca show --pem` prints last; see who changed it.",
+    )
+    CREDENTIAL_EXPIRED = (
+        Code.FAILED_PRECONDITION,
+        "The role's own certificate is expired or not yet valid.",
+        "Issue a new one with `nftrust pki service`, then restart the role.",
+    )
     CLOCK_UNTRUSTED = (
         Code.UNAVAILABLE,
         "The clock has jumped; security decisions are refused.",

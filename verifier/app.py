@@ -11,7 +11,7 @@ from nftrust.api.verifier.v1.attestation_result_service_pb2_grpc import (
     add_AttestationResultServiceServicer_to_server,
 )
 from nftrust.clock import GuardedClock, SystemClock
-from nftrust.role import audit_service
+from nftrust.role import audit_service, diagnosis_service
 from nftrust.role.health import Served
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.peer import Access
@@ -27,6 +27,7 @@ TABLE: AuthorisationTable = {
     _SERVICE + "GetAttestationResult": _PROXY_OAM,
     _SERVICE + "ListAttestationResults": _PROXY_OAM,
     audit_service.METHOD: frozenset({"oam"}),
+    diagnosis_service.METHOD: frozenset({"oam"}),
     **infrastructure(_PROXY_OAM),
 }
 
@@ -46,7 +47,11 @@ async def serving(config: VerifierConfig, *, reuse_port: bool) -> AsyncIterator[
         )
         server = RpcServer(
             config.management,
-            [results, audit_service.audit_binding(store)],
+            [
+                results,
+                audit_service.audit_binding(store),
+                diagnosis_service.diagnosis_binding(diagnosis_service.own_probes(store, clock)),
+            ],
             TABLE,
             access=Access(config.access_file),
             deployment=config.deployment,

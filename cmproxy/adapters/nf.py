@@ -7,6 +7,7 @@ dials with exactly that leaf as its only trust root.
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from cryptography import x509
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cmproxy.model import NetworkFunction
-from cmproxy.ports import NfInfo, NfSession, NfStatus
+from cmproxy.ports import NfInfo, NfStatus
 from nftrust.api.nf_agent.v1 import agent_service_pb2 as pb
 from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from nftrust.clock import Clock
@@ -51,7 +52,7 @@ class GrpcNfPort:
     timeout_seconds: float
 
     @contextlib.asynccontextmanager
-    async def connect(self, nf: NetworkFunction) -> AsyncIterator[NfSession]:
+    async def connect(self, nf: NetworkFunction) -> AsyncIterator[GrpcNfSession]:
         """Raises NftrustError(NF_UNREACHABLE, DAY0_ROOT_UNKNOWN, DAY0_*, TOKEN_UNAVAILABLE)."""
         root = self.day0_roots.get(nf.day0_root)
         if root is None:
@@ -75,6 +76,20 @@ class GrpcNfPort:
             await channel.close()
 
 
+#: Not a UUID, so that no registration can be made with a statement over it.
+NO_ENROLMENT = "diagnosis"
+
+
+@dataclass(frozen=True, slots=True)
+class NfLook:
+    """What a diagnosis sees of an NF."""
+
+    info: pb.AgentInfo
+    status: pb.AgentStatus
+    transport_key_sha256: bytes
+    day0_expire_time: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class GrpcNfSession:
     """A channel pinned to one verified leaf."""
@@ -86,6 +101,25 @@ class GrpcNfSession:
 
     async def info(self, enrolment_id: str, nonce: bytes) -> NfInfo:
         """The NF's statement, checked. Raises NftrustError(NF_STATEMENT_INVALID, TRANSPORT_KEY_UNUSABLE)."""
+        answer, transport_key_sha256 = await self._info(enrolment_id, nonce)
+        return NfInfo(
+            transport_key_sha256=transport_key_sha256,
+            statement=answer.statement,
+            day0_chain=tuple(answer.day0_chain),
+            instantiate_time=answer.instantiate_time.ToDatetime(UTC),
+        )
+
+    async def look(self) -> NfLook:
+        """What the agent says of itself, for a diagnosis: no enrolment has this name, so the statement is no good."""
+        answer, transport_key_sha256 = await self._info(NO_ENROLMENT, secrets.token_bytes(32))
+        try:
+            status: pb.AgentStatus = await self.stub.GetStatus(pb.GetStatusRequest(), timeout=self.timeout_seconds)
+        except grpc.aio.AioRpcError as failure:
+            raise _refusal(failure) from None
+        return NfLook(answer, status, transport_key_sha256, self.leaf.not_valid_after_utc)
+
+    async def _info(self, enrolment_id: str, nonce: bytes) -> tuple[pb.AgentInfo, bytes]:
+        """The answer, its statement checked, and the transport key's SHA-256."""
         request = pb.GetAgentInfoRequest(enrolment=enrolment_id, nonce=nonce)
         try:
             answer: pb.AgentInfo = await self.stub.GetAgentInfo(request, timeout=self.timeout_seconds)
@@ -94,12 +128,7 @@ class GrpcNfSession:
         statement = check_statement(answer.statement, self.leaf, self.nf.nf_instance_id, enrolment_id)
         if statement.nonce != nonce:
             raise NftrustError(Reason.NF_STATEMENT_INVALID)
-        return NfInfo(
-            transport_key_sha256=statement.transport_key_sha256,
-            statement=answer.statement,
-            day0_chain=tuple(answer.day0_chain),
-            instantiate_time=answer.instantiate_time.ToDatetime(UTC),
-        )
+        return answer, statement.transport_key_sha256
 
     async def deliver(self, enrolment_info: str, iak: bytes) -> None:
         request = pb.DeliverEnrolmentInfoRequest(enrolment_info=enrolment_info, iak=iak)

@@ -138,6 +138,8 @@ class CertificateAuthority(google.protobuf.message.Message):
     HOME_DOMAIN_FIELD_NUMBER: builtins.int
     CERTIFICATE_COUNT_FIELD_NUMBER: builtins.int
     CRL_NEXT_UPDATE_FIELD_NUMBER: builtins.int
+    ENROLMENT_ENDPOINTS_FIELD_NUMBER: builtins.int
+    ENROLMENT_TRUST_ANCHORS_PEM_FIELD_NUMBER: builtins.int
     ca_id: builtins.str
     """SHA-256 of the issuing CA's SubjectPublicKeyInfo, base64url without padding."""
     issuing_ca_pem: builtins.str
@@ -146,8 +148,14 @@ class CertificateAuthority(google.protobuf.message.Message):
     crl_url: builtins.str
     home_domain: builtins.str
     certificate_count: builtins.int
+    enrolment_trust_anchors_pem: builtins.str
+    """By what NFs are told to trust those endpoints, PEM."""
     @property
     def crl_next_update(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def enrolment_endpoints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Where NFs are told to enrol: `host:port`."""
+
     def __init__(
         self,
         *,
@@ -159,8 +167,10 @@ class CertificateAuthority(google.protobuf.message.Message):
         home_domain: builtins.str = ...,
         certificate_count: builtins.int = ...,
         crl_next_update: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        enrolment_endpoints: collections.abc.Iterable[builtins.str] | None = ...,
+        enrolment_trust_anchors_pem: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["crl_next_update", b"crl_next_update"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ca_id", b"ca_id", "certificate_count", b"certificate_count", "crl_next_update", b"crl_next_update", "crl_url", b"crl_url", "home_domain", b"home_domain", "issuing_ca_pem", b"issuing_ca_pem", "response_certificate_pem", b"response_certificate_pem", "root_ca_pem", b"root_ca_pem"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ca_id", b"ca_id", "certificate_count", b"certificate_count", "crl_next_update", b"crl_next_update", "crl_url", b"crl_url", "enrolment_endpoints", b"enrolment_endpoints", "enrolment_trust_anchors_pem", b"enrolment_trust_anchors_pem", "home_domain", b"home_domain", "issuing_ca_pem", b"issuing_ca_pem", "response_certificate_pem", b"response_certificate_pem", "root_ca_pem", b"root_ca_pem"]) -> None: ...
 
 global___CertificateAuthority = CertificateAuthority

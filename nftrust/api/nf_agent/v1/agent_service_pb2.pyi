@@ -49,11 +49,18 @@ class AgentInfo(google.protobuf.message.Message):
     STATEMENT_FIELD_NUMBER: builtins.int
     DAY0_CHAIN_FIELD_NUMBER: builtins.int
     INSTANTIATE_TIME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    TRUST_ANCHOR_SHA256_FIELD_NUMBER: builtins.int
     nf_instance_id: builtins.str
     transport_key: builtins.bytes
     """SubjectPublicKeyInfo of the token-resident transport key, DER."""
     statement: builtins.str
     """Compact JWS by the day-0 key (docs/enrolment-flow.md)."""
+    version: builtins.str
+    """The agent's version."""
+    trust_anchor_sha256: builtins.bytes
+    """SHA-256 of the preconfigured trust anchor, DER; empty where there is none."""
     @property
     def day0_chain(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Day-0 certificate and intermediates, DER, leaf first."""
@@ -61,6 +68,10 @@ class AgentInfo(google.protobuf.message.Message):
     @property
     def instantiate_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time of the NF's instantiation (step 1)."""
+
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The agent's wall clock."""
 
     def __init__(
         self,
@@ -70,9 +81,12 @@ class AgentInfo(google.protobuf.message.Message):
         statement: builtins.str = ...,
         day0_chain: collections.abc.Iterable[builtins.bytes] | None = ...,
         instantiate_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        version: builtins.str = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        trust_anchor_sha256: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["instantiate_time", b"instantiate_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["day0_chain", b"day0_chain", "instantiate_time", b"instantiate_time", "nf_instance_id", b"nf_instance_id", "statement", b"statement", "transport_key", b"transport_key"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["instantiate_time", b"instantiate_time", "time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["day0_chain", b"day0_chain", "instantiate_time", b"instantiate_time", "nf_instance_id", b"nf_instance_id", "statement", b"statement", "time", b"time", "transport_key", b"transport_key", "trust_anchor_sha256", b"trust_anchor_sha256", "version", b"version"]) -> None: ...
 
 global___AgentInfo = AgentInfo
 
