@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 
 from cryptography import x509
 
@@ -34,7 +35,7 @@ from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
 from nftrust.pkcs11.operations import ListKeys
-from nftrust.role import audit_service, diagnosis_service
+from nftrust.role import audit_service, diagnosis_service, metrics
 from nftrust.role.health import Served
 from nftrust.rpc.authz import ANYONE, AuthorisationTable, infrastructure
 from nftrust.rpc.peer import Access
@@ -83,10 +84,10 @@ async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[Serv
     authority = load_authority(config)
     async with contextlib.AsyncExitStack() as stack:
         clock = GuardedClock(SystemClock())
-        token = TokenClient.worker(config.token)
+        token = TokenClient.worker(config.token, observe=metrics.token_batch)
         stack.push_async_callback(asyncio.to_thread, token.close)
         await asyncio.to_thread(_check_token, token, authority)
-        store = Store.open(config.store, clock)
+        store = Store.open(config.store, clock, observe=metrics.commit)
         stack.push_async_callback(asyncio.to_thread, store.close)
         lifetime = timedelta(hours=config.ca.crl_lifetime_hours)
         publisher = CrlPublisher(authority, token, SqlIssuanceStore(store), clock, lifetime)
@@ -100,7 +101,14 @@ async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[Serv
         for server in servers:
             await server.start()
             stack.push_async_callback(server.stop)
-        yield Served(servers, store, clock, token)
+        certificates = {
+            "ca": config.ca.chain,
+            "response": config.ca.response_certificate,
+            "tls management": config.management.tls.certificate,
+            "tls enrolment": config.enrolment.tls.certificate,
+        }
+        measure = partial(_measure, SqlIssuanceStore(store), clock)
+        yield Served(servers, store, clock, token, certificates, measure)
 
 
 def _servers(
@@ -139,6 +147,7 @@ def _servers(
         access=Access(config.access_file),
         deployment=config.deployment,
         reuse_port=reuse_port,
+        observe=metrics.call,
     )
     enrolment = RpcServer(
         config.enrolment,
@@ -154,8 +163,17 @@ def _servers(
         reuse_port=reuse_port,
         # Outside the lab reflection needs an authenticated peer (security rule 17).
         reflection=config.deployment == "lab",
+        observe=metrics.call,
     )
     return [management, enrolment]
+
+
+async def _measure(store: SqlIssuanceStore, clock: GuardedClock) -> None:
+    for left, count in (await store.count_by_time_left(clock.now())).items():
+        metrics.NF_CERTIFICATES.labels(left).set(count)
+    latest = await store.latest_crl()
+    if latest is not None:
+        metrics.CRL_NEXT_UPDATE.set(latest[2].timestamp())
 
 
 def load_authority(config: CaRaConfig) -> Authority:

@@ -14,6 +14,7 @@ from nftrust.config import (
     HttpConfig,
     ListenerConfig,
     LogConfig,
+    ProbeConfig,
     Section,
     StoreConfig,
     TokenConfig,
@@ -78,6 +79,8 @@ class CaRaConfig(Section, frozen=True, kw_only=True):
     fqdn_forms: tuple[FqdnConfig, ...] = ()
     #: Fronts behind one port; at most two on SQLite.
     fronts: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    #: Plaintext /livez, /readyz and /metrics; none: not served.
+    probe: ProbeConfig | None = None
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ before its proof verifies (security rule 6).
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Protocol
@@ -36,6 +37,8 @@ from nftrust.x509.csr import MAX_CSR_BYTES, check_csr
 from nftrust.x509.keys import NfPublicKey, spki_sha256
 from nftrust.x509.path import der
 from nftrust.x509.profile import CertificateProfile
+
+log = logging.getLogger("ca_ra.enrolment")
 
 _ENROL_ALGORITHMS = frozenset({"HS256"})
 _CONFIRM_ALGORITHMS = frozenset({"ES256", "ES384", "PS256"})
@@ -144,6 +147,7 @@ class EnrolmentEngine:
                 response=response.encode(),
             )
         )
+        log.info("certificate issued", extra={"registration": registration.name, "serial": certificate.serial})
         return committed.decode()
 
     def _check_csr(self, request: EnrolProof, registration: Registration) -> NfPublicKey:
@@ -202,7 +206,9 @@ class EnrolmentEngine:
             ),
             url=CONFIRM_URL,
         )
-        return (await self._store.record_confirmation(certificate, request_sha256, response.encode())).decode()
+        committed = await self._store.record_confirmation(certificate, request_sha256, response.encode())
+        log.info("certificate confirmed", extra={"registration": registration.name, "serial": certificate.serial})
+        return committed.decode()
 
     async def trust_bundle(self, nonce: bytes) -> str:
         """The CA certificates in force, signed over the caller's nonce."""

@@ -7,7 +7,7 @@ so that what a refusal has to leave behind (a suspension) is not rolled back.
 from __future__ import annotations
 
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NoReturn
 
 from sqlalchemy import func, select, update
@@ -219,6 +219,14 @@ class SqlIssuanceStore:
         return await self._store.read(
             lambda c: int(c.execute(select(func.coalesce(func.max(certificate.c.sequence), 0))).scalar_one())
         )
+
+    async def count_by_time_left(self, now: datetime) -> dict[str, int]:
+        """Certificates by what is left of their validity: expired, and within 7, 30, 90 days or more."""
+        bounds = {"expired": now, **{f"{days}d": now + timedelta(days=days) for days in (7, 30, 90)}}
+        counts = [func.count().filter(certificate.c.not_after <= bound) for bound in bounds.values()]
+        row = await self._store.read(lambda c: c.execute(select(*counts, func.count()).select_from(certificate)).one())
+        # Each band without those before it.
+        return {name: row[place] - (row[place - 1] if place else 0) for place, name in enumerate([*bounds, "more"])}
 
     async def latest_crl(self) -> tuple[int, bytes, datetime] | None:
         """Number, DER, next update."""

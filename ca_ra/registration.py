@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import uuid
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from nftrust.x509.day0 import VerifiedStatement, check_day0_chain, check_stateme
 from nftrust.x509.names import NfIdentity
 from nftrust.x509.path import der
 from nftrust.x509.profile import CertificateProfile
+
+log = logging.getLogger("ca_ra.registration")
 
 #: The one MAC of a gRPC registration (security rule 5).
 MAC_ALGORITHM = "HS256"
@@ -94,7 +97,9 @@ class Registrar:
             return known
         profile = self._check_policy(request)
         statement = self._check_statement(request, identity, request_id)
-        return await self._mint(request, identity, profile, statement, actor, request_id)
+        registered = await self._mint(request, identity, profile, statement, actor, request_id)
+        log.info("end entity registered", extra={"registration": registered.registration.name, "actor": actor})
+        return registered
 
     def _must_mint_anew(self, known: Registered) -> bool:
         """A tls-only IAK is never stored: while it is unused a retry voids it and mints another (security rule 8)."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 
 import grpc
 from cryptography import x509
@@ -17,7 +18,7 @@ from cmproxy.adapters.nf import GrpcNfPort
 from cmproxy.adapters.verifier import GrpcVerifierPort
 from cmproxy.config import CmProxyConfig, PeerConfig
 from cmproxy.machine import RetryPolicy
-from cmproxy.model import NetworkFunction
+from cmproxy.model import NetworkFunction, State
 from cmproxy.provisioning import Provisioner, ProvisioningPolicy
 from cmproxy.runner import Runner, RunnerPolicy
 from cmproxy.service import ProvisioningServicer
@@ -30,7 +31,7 @@ from nftrust.files import read_file
 from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
-from nftrust.role import audit_service, diagnosis_service
+from nftrust.role import audit_service, diagnosis_service, metrics
 from nftrust.role.health import Served
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.channel import SignerIdentity, open_channel
@@ -56,10 +57,10 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
     verify(config.store, "cmproxy")
     async with contextlib.AsyncExitStack() as stack:
         clock = GuardedClock(SystemClock())
-        token = TokenClient.worker(config.token)
+        token = TokenClient.worker(config.token, observe=metrics.token_batch)
         stack.push_async_callback(asyncio.to_thread, token.close)
         identity = await asyncio.to_thread(_identity, config, token)
-        store = Store.open(config.store, clock)
+        store = Store.open(config.store, clock, observe=metrics.commit)
         stack.push_async_callback(asyncio.to_thread, store.close)
         proxy_store = SqlProxyStore(store, timedelta(seconds=config.runner.lease_seconds))
         nfs = _nf_port(config, identity, clock)
@@ -84,12 +85,20 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
             access=Access(config.access_file),
             deployment=config.deployment,
             reuse_port=reuse_port,
+            observe=metrics.call,
         )
         await server.start()
         stack.push_async_callback(server.stop)
         running = asyncio.create_task(runner.run())
         stack.push_async_callback(_end, running)
-        yield Served([server], store, clock, token)
+        certificates = {"tls management": config.management.tls.certificate, "tls client": config.client_certificate}
+        yield Served([server], store, clock, token, certificates, partial(_measure, proxy_store))
+
+
+async def _measure(store: SqlProxyStore) -> None:
+    counts = await store.count_by_state()
+    for state in State:
+        metrics.ENROLMENTS.labels(state.value).set(counts.get(state, 0))
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -141,6 +150,7 @@ def _runner(
         ),
         GrpcVerifierPort(verifier, clock, verifier_timeout),
         clock,
+        metrics.EnrolmentMetrics(),
     )
 
 

@@ -13,6 +13,7 @@ from nftrust.config import (
     FqdnConfig,
     ListenerConfig,
     LogConfig,
+    ProbeConfig,
     Section,
     StoreConfig,
     TokenConfig,
@@ -75,6 +76,8 @@ class CmProxyConfig(Section, frozen=True, kw_only=True):
     fqdn_forms: tuple[FqdnConfig, ...] = ()
     runner: RunnerConfig = RunnerConfig()
     fronts: Literal[1] = 1
+    #: Plaintext /livez, /readyz and /metrics; none: not served.
+    probe: ProbeConfig | None = None
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:

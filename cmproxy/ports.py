@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
 from cmproxy.model import Enrolment, NetworkFunction
+from nftrust.errors import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,20 @@ class NfStatus:
     request_time: datetime | None
     certificate_time: datetime | None
     confirm_time: datetime | None
+
+
+class RunnerObserver(Protocol):
+    """Hears what becomes of enrolments."""
+
+    def step(self, number: int) -> None:
+        """A step was done, for the first time."""
+        ...
+
+    def refused(self, state: str, reason: Reason) -> None:
+        """What the working state asked for was refused."""
+        ...
+
+    def ended(self, state: str, duration: timedelta) -> None: ...
 
 
 class NfSession(Protocol):

@@ -18,9 +18,10 @@ from datetime import datetime, timedelta
 from cmproxy import machine
 from cmproxy.machine import RetryPolicy, with_steps
 from cmproxy.model import Enrolment, NetworkFunction, State, Step
-from cmproxy.ports import CaRaPort, EnrolmentLease, NfPort, NfSession, NfStatus, VerifierPort
+from cmproxy.ports import CaRaPort, EnrolmentLease, NfPort, NfSession, NfStatus, RunnerObserver, VerifierPort
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
+from nftrust.logs import correlation_id
 
 log = logging.getLogger("cmproxy.runner")
 
@@ -65,6 +66,7 @@ class Runner:
         ca_ra: CaRaPort,
         verifier: VerifierPort,
         clock: Clock,
+        observer: RunnerObserver,
     ) -> None:
         self._policy = policy
         self._store = store
@@ -72,6 +74,7 @@ class Runner:
         self._ca_ra = ca_ra
         self._verifier = verifier
         self._clock = clock
+        self._observer = observer
         self._wake = asyncio.Event()
         self._work: Mapping[State, Callable[[Drive], Awaitable[Enrolment]]] = {
             State.ATTESTING: self._attest,
@@ -115,6 +118,7 @@ class Runner:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _drive(self, enrolment: Enrolment) -> None:
+        correlation_id.set(enrolment.id)
         try:
             nf = await self._store.network_function(enrolment.nf_instance_id)
             async with AsyncExitStack() as stack:
@@ -149,7 +153,10 @@ class Runner:
             except NftrustError as error:
                 after = machine.fail(drive.enrolment, error, self._clock.now(), self._policy.retry)
                 log.warning("enrolment step refused", extra=_fields(after, error.reason.name))
+                self._observer.refused(drive.enrolment.state.value, error.reason)
             await self._save(drive, after, hold=after.state in self._work)
+            if after.end_time is not None:
+                self._observer.ended(after.state.value, after.end_time - after.create_time)
             if after.cleanup:
                 self.wake()
 
@@ -157,6 +164,11 @@ class Runner:
         saved = await self._store.save(after, hold=hold, pin=pin)
         if saved is None:
             raise LeaseLost
+        before = {step.number for step in drive.enrolment.steps}
+        for step in saved.steps:
+            if step.number not in before:
+                log.info("step", extra={"enrolment": saved.name, "step": step.number})
+                self._observer.step(step.number)
         drive.enrolment = saved
 
     async def _session(self, drive: Drive) -> NfSession:

@@ -203,6 +203,11 @@ class SqlProxyStore:
             statement = statement.where(enrolment.c.sequence < before)
         return await self._store.read(lambda c: [(row.sequence, _enrolment(row)) for row in c.execute(statement).all()])
 
+    async def count_by_state(self) -> dict[State, int]:
+        """How many enrolments there are in each state that any is in."""
+        statement = select(enrolment.c.state, func.count()).group_by(enrolment.c.state)
+        return await self._store.read(lambda c: {State(state): count for state, count in c.execute(statement)})
+
     async def cancel_enrolment(self, enrolment_id: str, actor: str) -> Enrolment:
         """Raises NftrustError(ENROLMENT_NOT_FOUND, ENROLMENT_ENDED)."""
 

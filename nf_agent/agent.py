@@ -24,12 +24,14 @@ from msgspec.structs import replace
 from nf_agent.acceptance import AcceptedInfo, Expectations, accept_enrolment_info, require_alive, utc_now
 from nf_agent.ca_ra import GrpcEnrolmentPort
 from nf_agent.config import AgentConfig
+from nf_agent.metrics import exposition
 from nf_agent.procedure import Procedure, Superseded, new_attempt
 from nf_agent.service import AgentServicer, serve
 from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore
 from nftrust import jose
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file, write_atomically
+from nftrust.logs import correlation_id
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import TokenEcPrivateKey, token_private_key
 from nftrust.pkcs11.operations import ImportSecret, ListKeys, PublicKey
@@ -70,6 +72,7 @@ class NfAgent:
         self._changed = asyncio.Event()
         self._delivering = asyncio.Lock()
         self._callbacks: list[Callable[[Credential], None]] = []
+        self._failures = 0
         states.on_change(self._wake)
 
     @classmethod
@@ -107,6 +110,7 @@ class NfAgent:
         servicer = AgentServicer(self, self.config.cm_proxies, transport_key, day0_key, day0_chain, anchor)
         server = serve(self.config, servicer)
         await server.start()
+        self._write_metrics()
         worker = asyncio.create_task(self._work())
         try:
             yield
@@ -174,6 +178,17 @@ class NfAgent:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        self._write_metrics()
+
+    def metrics(self) -> str:
+        """The agent's metrics in Prometheus's text format, for an NF that serves its own."""
+        return exposition(self._states.state, self._failures)
+
+    def _write_metrics(self) -> None:
+        """A monitoring system that cannot be told does not hold up an enrolment."""
+        if self.config.metrics_file is not None:
+            with contextlib.suppress(NftrustError):
+                write_atomically(self.config.metrics_file, self.metrics().encode(), 0o644)
 
     async def _work(self) -> None:
         """Run attempts until cancelled; a delivery in the middle replaces the attempt."""
@@ -201,6 +216,7 @@ class NfAgent:
 
     async def _run_attempt(self, attempt: Attempt) -> None:
         """Try until confirmed, refused for good, or the IAK's end; full-jitter back-off."""
+        correlation_id.set(attempt.correlation)
         port = GrpcEnrolmentPort(self.config.request_timeout_seconds)
         procedure = Procedure(self._states, self._token, port, self.config.key_type, attempt.request_id)
         failures = 0
@@ -221,6 +237,8 @@ class NfAgent:
                 return
             failures += 1
             self._note_retry(attempt, error.reason)
+            self._failures += 1
+            self._write_metrics()
             log.warning("attempt failed, will be retried", extra={"reason": error.reason.name})
             cap = min(self.config.retry_cap_seconds, 0.2 * 2 ** min(failures, 12))
             await asyncio.sleep(max(random.uniform(0, cap), error.retry_after or 0.05))

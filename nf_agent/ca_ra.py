@@ -12,7 +12,7 @@ from nf_agent.acceptance import AcceptedInfo
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as pb
 from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from nftrust.errors import NftrustError, Reason
-from nftrust.rpc.channel import open_channel
+from nftrust.rpc.channel import correlated, open_channel
 from nftrust.rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
@@ -28,14 +28,18 @@ class GrpcEnrolmentPort:
     async def enrol(self, accepted: AcceptedInfo, proof: str) -> str:
         async def call(stub: EnrolmentServiceAsyncStub) -> str:
             request = pb.EnrolCertificateRequest(proof=proof)
-            return (await stub.EnrolCertificate(request, timeout=self.timeout_seconds)).signed_response
+            return (
+                await stub.EnrolCertificate(request, timeout=self.timeout_seconds, metadata=correlated())
+            ).signed_response
 
         return await self._call(accepted, call)
 
     async def confirm(self, accepted: AcceptedInfo, proof: str) -> str:
         async def call(stub: EnrolmentServiceAsyncStub) -> str:
             request = pb.ConfirmCertificateRequest(proof=proof)
-            return (await stub.ConfirmCertificate(request, timeout=self.timeout_seconds)).signed_response
+            return (
+                await stub.ConfirmCertificate(request, timeout=self.timeout_seconds, metadata=correlated())
+            ).signed_response
 
         return await self._call(accepted, call)
 

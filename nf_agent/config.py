@@ -34,6 +34,8 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     cm_proxies: tuple[str, ...] = ()
     request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     retry_cap_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    #: Metrics for the node exporter's textfile collector, written anew at each change; none: not written.
+    metrics_file: Path | None = None
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:

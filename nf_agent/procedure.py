@@ -22,6 +22,7 @@ from nf_agent.state import TRANSPORT_KEY, Attempt, StateStore
 from nftrust import jose
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import urn
+from nftrust.logs import correlation_id
 from nftrust.messages import (
     CONFIRM_TYP,
     CONFIRM_URL,
@@ -174,6 +175,7 @@ def new_attempt(enrolment_info: str, registration: str, iak_label: str | None) -
         enrolment_info=enrolment_info,
         registration=registration,
         iak_label=iak_label,
+        correlation=correlation_id.get(),
         request_id=request_id,
         key_label=f"nf-{request_id}",
     )

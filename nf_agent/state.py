@@ -24,6 +24,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     enrolment_info: str
     registration: str
+    #: Under which the CM proxy logs this enrolment; so do we, and the CA/RA.
+    correlation: str = ""
     #: Label of the token-held IAK; only in the tls-only mode.
     iak_label: str | None = None
     request_id: str

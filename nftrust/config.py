@@ -65,6 +65,12 @@ class ListenerConfig(Section, frozen=True):
     default_deadline_seconds: float = 30.0
 
 
+class ProbeConfig(Section, frozen=True):
+    """The plaintext endpoint for orchestrators and Prometheus."""
+
+    address: str
+
+
 class HttpConfig(Section, frozen=True):
     """The plain HTTP listener (CRL)."""
 

@@ -11,7 +11,7 @@ from nftrust.api.verifier.v1.attestation_result_service_pb2_grpc import (
     add_AttestationResultServiceServicer_to_server,
 )
 from nftrust.clock import GuardedClock, SystemClock
-from nftrust.role import audit_service, diagnosis_service
+from nftrust.role import audit_service, diagnosis_service, metrics
 from nftrust.role.health import Served
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.peer import Access
@@ -38,7 +38,7 @@ async def serving(config: VerifierConfig, *, reuse_port: bool) -> AsyncIterator[
     verify(config.store, "verifier")
     async with contextlib.AsyncExitStack() as stack:
         clock = GuardedClock(SystemClock())
-        store = Store.open(config.store, clock)
+        store = Store.open(config.store, clock, observe=metrics.commit)
         stack.push_async_callback(asyncio.to_thread, store.close)
         results = ServiceBinding(
             add_AttestationResultServiceServicer_to_server,
@@ -56,7 +56,8 @@ async def serving(config: VerifierConfig, *, reuse_port: bool) -> AsyncIterator[
             access=Access(config.access_file),
             deployment=config.deployment,
             reuse_port=reuse_port,
+            observe=metrics.call,
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        yield Served([server], store, clock)
+        yield Served([server], store, clock, certificates={"tls management": config.management.tls.certificate})

@@ -17,6 +17,7 @@ from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceStub
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
+from nftrust.rpc.channel import correlated
 from nftrust.rpc.status import from_rpc_error
 from nftrust.x509.enrolment_info import verify_enrolment_info
 
@@ -73,7 +74,7 @@ class GrpcCaRaPort:
         except DecodeError:
             raise NftrustError(Reason.STATE_CORRUPT) from None
         answer: pb.RegisterEndEntityResponse = await _call(
-            self._stub.RegisterEndEntity(request, timeout=self.timeout_seconds)
+            self._stub.RegisterEndEntity(request, timeout=self.timeout_seconds, metadata=correlated())
         )
         self._check_info(request, answer)
         return RegistrationAnswer(_registration(answer.registration), answer.enrolment_info, answer.iak)
@@ -86,12 +87,14 @@ class GrpcCaRaPort:
 
     async def get(self, registration: str) -> CaRegistration:
         request = pb.GetRegistrationRequest(name=registration)
-        return _registration(await _call(self._stub.GetRegistration(request, timeout=self.timeout_seconds)))
+        return _registration(
+            await _call(self._stub.GetRegistration(request, timeout=self.timeout_seconds, metadata=correlated()))
+        )
 
     async def revoke(self, registration: str) -> None:
         request = pb.RevokeRegistrationRequest(name=registration)
         try:
-            await _call(self._stub.RevokeRegistration(request, timeout=self.timeout_seconds))
+            await _call(self._stub.RevokeRegistration(request, timeout=self.timeout_seconds, metadata=correlated()))
         except NftrustError as error:
             if error.reason is not Reason.REGISTRATION_ENDED:
                 raise

@@ -24,7 +24,7 @@ from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import day0_name
-from nftrust.rpc.channel import SignerIdentity, open_channel
+from nftrust.rpc.channel import SignerIdentity, correlated, open_channel
 from nftrust.rpc.preflight import fetch_peer_chain
 from nftrust.rpc.status import from_rpc_error
 from nftrust.x509.day0 import check_day0_chain, check_statement
@@ -122,7 +122,9 @@ class GrpcNfSession:
         """The answer, its statement checked, and the transport key's SHA-256."""
         request = pb.GetAgentInfoRequest(enrolment=enrolment_id, nonce=nonce)
         try:
-            answer: pb.AgentInfo = await self.stub.GetAgentInfo(request, timeout=self.timeout_seconds)
+            answer: pb.AgentInfo = await self.stub.GetAgentInfo(
+                request, timeout=self.timeout_seconds, metadata=correlated()
+            )
         except grpc.aio.AioRpcError as failure:
             raise _refusal(failure) from None
         statement = check_statement(answer.statement, self.leaf, self.nf.nf_instance_id, enrolment_id)
@@ -133,13 +135,13 @@ class GrpcNfSession:
     async def deliver(self, enrolment_info: str, iak: bytes) -> None:
         request = pb.DeliverEnrolmentInfoRequest(enrolment_info=enrolment_info, iak=iak)
         try:
-            await self.stub.DeliverEnrolmentInfo(request, timeout=self.timeout_seconds)
+            await self.stub.DeliverEnrolmentInfo(request, timeout=self.timeout_seconds, metadata=correlated())
         except grpc.aio.AioRpcError as failure:
             raise _refusal(failure) from None
 
     async def watch(self) -> AsyncIterator[NfStatus]:
         try:
-            async for status in self.stub.WatchStatus(pb.WatchStatusRequest()):
+            async for status in self.stub.WatchStatus(pb.WatchStatusRequest(), metadata=correlated()):
                 yield _status(status)
         except grpc.aio.AioRpcError as failure:
             raise _refusal(failure) from None

@@ -13,6 +13,7 @@ from nftrust.api.verifier.v1 import attestation_result_service_pb2 as pb
 from nftrust.api.verifier.v1.attestation_result_service_pb2_grpc import AttestationResultServiceStub
 from nftrust.clock import Clock
 from nftrust.errors import Code, NftrustError, Reason
+from nftrust.rpc.channel import correlated
 from nftrust.rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class GrpcVerifierPort:
         request = pb.GetAttestationResultRequest(name=f"attestationResults/{nf.nf_instance_id}")
         stub = cast("AttestationResultServiceAsyncStub", AttestationResultServiceStub(self.channel))
         try:
-            result: pb.AttestationResult = await stub.GetAttestationResult(request, timeout=self.timeout_seconds)
+            result: pb.AttestationResult = await stub.GetAttestationResult(
+                request, timeout=self.timeout_seconds, metadata=correlated()
+            )
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
             if error.reason.code is Code.NOT_FOUND:

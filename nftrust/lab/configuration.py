@@ -98,6 +98,7 @@ def _ca_ra(lab: Lab) -> dict[str, Any]:
     settings, folder = lab.settings, lab.role("ca_ra")
     services_ca = lab.pki / "services-ca.pem"
     return {
+        "probe": {"address": f"{ADDRESS}:{lab.probe_port('ca_ra')}"},
         "deployment": "lab",
         "home_domain": HOME_DOMAIN,
         "access_file": lab.directory / "access.toml",
@@ -129,6 +130,7 @@ def _cmproxy(lab: Lab) -> dict[str, Any]:
     settings, folder = lab.settings, lab.role("cmproxy")
     services_ca = lab.pki / "services-ca.pem"
     return {
+        "probe": {"address": f"{ADDRESS}:{lab.probe_port('cmproxy')}"},
         "deployment": "lab",
         "home_domain": HOME_DOMAIN,
         "client_certificate": folder / "client.pem",
@@ -152,6 +154,7 @@ def _cmproxy(lab: Lab) -> dict[str, Any]:
 def _verifier(lab: Lab) -> dict[str, Any]:
     folder = lab.role("verifier")
     return {
+        "probe": {"address": f"{ADDRESS}:{lab.probe_port('verifier')}"},
         "deployment": "lab",
         "access_file": lab.directory / "access.toml",
         "store": _store(lab, "verifier"),
@@ -164,6 +167,7 @@ def _agent(lab: Lab, nf: NfSettings) -> dict[str, Any]:
     return {
         "deployment": "lab",
         "nf_instance_id": nf.nf_instance_id,
+        "metrics_file": lab.nf(nf) / "metrics.prom",
         "state_dir": folder / "state",
         "minimum_delivery_mode": "tls-only" if lab.settings.allow_tls_only_iak else "wrapped",
         "retry_cap_seconds": 2.0,

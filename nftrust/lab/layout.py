@@ -49,6 +49,8 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     ca_ra_enrolment_port: int
     http_port: int
     verifier_port: int
+    #: Plaintext probes of CA/RA, CM proxy and verifier.
+    probe_ports: tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ class Lab:
             if (len(known.settings.nfs), kept) != (nfs, options):
                 raise NftrustError(Reason.CONFIG_INVALID, f"{directory} is a lab made with other options; remove it")
             return known
-        ports = _free_ports(nfs + 5)
+        ports = _free_ports(nfs + 8)
         settings = LabSettings(
-            nfs=tuple(_nf(index, ports[index + 5]) for index in range(nfs)),
+            nfs=tuple(_nf(index, ports[index + 8]) for index in range(nfs)),
             store=store,
             allow_tls_only_iak=allow_tls_only_iak,
             replicas=replicas,
@@ -101,6 +103,7 @@ class Lab:
             ca_ra_enrolment_port=ports[2],
             http_port=ports[3],
             verifier_port=ports[4],
+            probe_ports=(ports[5], ports[6], ports[7]),
         )
         write_atomically(directory / SETTINGS_FILE, msgspec.json.format(msgspec.json.encode(settings), indent=1))
         return cls(directory, settings)
@@ -112,6 +115,13 @@ class Lab:
     def role(self, name: str) -> Path:
         """The folder of a server role."""
         return self.directory / name
+
+    def probe(self, role: str) -> str:
+        """The URL of a server role's probe."""
+        return f"http://{HOST}:{self.probe_port(role)}"
+
+    def probe_port(self, role: str) -> int:
+        return dict(zip(("ca_ra", "cmproxy", "verifier"), self.settings.probe_ports, strict=True))[role]
 
     def nf(self, nf: NfSettings) -> Path:
         return self.directory / "nfs" / nf.folder
@@ -131,15 +141,20 @@ class Lab:
                 "trust_anchor": str(self.role("ca_ra") / "root.pem"),
                 "day0_root": str(self.pki / "day0-root.pem"),
             },
-            "cmproxy": {"management": f"{HOST}:{settings.cmproxy_port}"},
+            "cmproxy": {"management": f"{HOST}:{settings.cmproxy_port}", "probe": self.probe("cmproxy")},
             "ca_ra": {
                 "management": f"{HOST}:{settings.ca_ra_management_port}",
                 "enrolment": f"{HOST}:{settings.ca_ra_enrolment_port}",
                 "cmp": None,
                 "crl": f"{base}/crl/issuing.crl",
                 "ocsp": None,
+                "probe": self.probe("ca_ra"),
             },
-            "verifier": {"management": f"{HOST}:{settings.verifier_port}", "attestation": None},
+            "verifier": {
+                "management": f"{HOST}:{settings.verifier_port}",
+                "attestation": None,
+                "probe": self.probe("verifier"),
+            },
             "nfs": [self._describe_nf(nf) for nf in settings.nfs],
             "processes": processes,
         }

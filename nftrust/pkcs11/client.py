@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Literal, TypeVar, cast
@@ -43,14 +43,22 @@ CLOSE_SECONDS = 2.0
 #: How long a synchronous call waits.
 CALL_SECONDS = 60.0
 
+#: The operations of a batch with the reasons of those that failed, its time in seconds, and how many wait.
+BatchObserver = Callable[[Sequence[tuple[str, Reason | None]], float, int], None]
+
 _log = logging.getLogger(__name__)
+
+
+def _unobserved(operations: Sequence[tuple[str, Reason | None]], seconds: float, queued: int) -> None:
+    """Nobody listens."""
 
 
 class TokenClient:
     """Thread-safe. Made by :meth:`in_process` or :meth:`worker`; starts at once, see :meth:`ready`."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, observe: BatchObserver = _unobserved) -> None:
         self._backend = backend
+        self._observe = observe
         self._changed = threading.Condition()
         self._queue: deque[tuple[Operation[Any], Future[Any]]] = deque()
         self._state: State = "starting"
@@ -70,9 +78,15 @@ class TokenClient:
         return cls(LocalBackend(config))
 
     @classmethod
-    def worker(cls, config: TokenConfig, *, reply_limit: float = REPLY_LIMIT_SECONDS) -> TokenClient:
+    def worker(
+        cls,
+        config: TokenConfig,
+        *,
+        reply_limit: float = REPLY_LIMIT_SECONDS,
+        observe: BatchObserver = _unobserved,
+    ) -> TokenClient:
         """The token in a worker process, which is killed if a batch takes longer than ``reply_limit`` seconds."""
-        return cls(WorkerBackend(config, reply_limit=reply_limit))
+        return cls(WorkerBackend(config, reply_limit=reply_limit), observe)
 
     @property
     def available(self) -> bool:
@@ -182,13 +196,15 @@ class TokenClient:
         """Do batches until the token is lost or the client closed."""
         while batch := self._next_batch():
             operations = [operation for operation, _ in batch]
+            started = time.monotonic()
             if not any(isinstance(operation, GenerateKeyPair) for operation in operations):
-                self._busy_since = time.monotonic()
+                self._busy_since = started
             try:
                 reply = self._backend.execute(operations)
             except Exception as error:  # noqa: BLE001 - as above
                 reply = Reply(all_unavailable(operations), type(error).__name__)
             self._busy_since = None
+            self._report(operations, reply.outcomes, time.monotonic() - started)
             if not reply.lost:
                 self._failures = 0
                 self._settle(batch, reply.outcomes)
@@ -198,6 +214,13 @@ class TokenClient:
             return
         if not self._closed():
             self._lose("the worker ended while idle")
+
+    def _report(self, operations: Sequence[Operation[Any]], outcomes: Sequence[Outcome], seconds: float) -> None:
+        done = [
+            (type(operation).__name__, None if outcome.failure is None else outcome.failure.error().reason)
+            for operation, outcome in zip(operations, outcomes, strict=True)
+        ]
+        self._observe(done, seconds, len(self._queue))
 
     def _lose(self, cause: str) -> None:
         """What is queued waits for one fresh start; after a further loss without success between it is refused."""

@@ -42,7 +42,8 @@ class _Slot:
 class Supervisor:
     """``command`` is a front's command line; ``--control-fd N`` is added to it.
 
-    ``on_ready`` is called once, when every front has reported ready.
+    ``on_ready`` is called once, when every front has reported ready;
+    ``on_ended`` with the process id of each front that has ended.
     ``silence`` is how long a front that is at work may send no heartbeat, in
     seconds; for one that hangs it is :data:`nftrust.process.liveness.INERT_SECONDS`.
     """
@@ -55,6 +56,7 @@ class Supervisor:
         fronts: int,
         pass_fds: Sequence[int] = (),
         on_ready: Callable[[], None] = lambda: None,
+        on_ended: Callable[[int], None] = lambda pid: None,
         silence: float = SILENCE_SECONDS,
         drain: float = DRAIN_SECONDS,
     ) -> None:
@@ -63,6 +65,7 @@ class Supervisor:
         self._slots = [_Slot(number) for number in range(fronts)]
         self._pass_fds = tuple(pass_fds)
         self._on_ready = on_ready
+        self._on_ended = on_ended
         self._silence = silence
         self._drain_seconds = drain
         self._announced = False
@@ -139,6 +142,7 @@ class Supervisor:
         if child.control in self._selector.get_map():
             self._selector.unregister(child.control)
         child.close()
+        self._on_ended(child.process.pid)
         stable = now - child.started > STABLE_SECONDS
         slot.child = None
         slot.start_at = now + (0.0 if stable else slot.pause)

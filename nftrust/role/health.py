@@ -10,20 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
+
+from cryptography import x509
 
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError
+from nftrust.files import read_file
 from nftrust.pkcs11.client import TokenClient
+from nftrust.role import metrics
 from nftrust.rpc.server import RpcServer
 from nftrust.storage import Store, Transaction
 
 LOOK_SECONDS = 0.25
 #: How often a database that seems well is asked.
 ASK_SECONDS = 1.0
+#: How often gauges are set that cost more than a look.
+MEASURE_SECONDS = 15.0
 #: Outages that wait for the database to come back before they can be audited.
 MAX_PENDING = 64
 
@@ -46,6 +53,10 @@ class Served:
     store: Store
     clock: Clock
     token: TokenClient | None = None
+    #: PEM files whose ends of validity are watched, by a name for the metrics.
+    certificates: Mapping[str, Path] = field(default_factory=dict)
+    #: Sets the role's gauges that cost a look into its database. Raises NftrustError.
+    measure: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +76,34 @@ class HealthWatch:
         self._lost_since: dict[str, datetime] = {}
         self._losses = 0 if served.token is None else served.token.losses
         self._pending: list[_Event] = []
+        self._server_serving = True
         self._store_well = True
         self._ask_at = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
-        await asyncio.gather(self._look(), self._follow())
+        await asyncio.gather(self._look(), self._follow(), self._measure())
+
+    def missing(self) -> list[str]:
+        """What this front lacks, or that another one of the server lacks something; empty: ready."""
+        lost = sorted(self._lost_since)
+        return lost if lost or self._server_serving else ["another front"]
+
+    async def _measure(self) -> None:
+        while True:
+            for name, path in self._served.certificates.items():
+                with contextlib.suppress(NftrustError, ValueError):  # told when it was read
+                    leaf = x509.load_pem_x509_certificates(read_file(path))[0]
+                    metrics.not_after(name, leaf.not_valid_after_utc)
+            if self._served.measure is not None:
+                with contextlib.suppress(NftrustError):
+                    await self._served.measure()
+            await asyncio.sleep(MEASURE_SECONDS)
 
     async def _follow(self) -> None:
         """Answer health checks with what holds for the whole server."""
         while True:
-            serving = await self._front.server_health()
+            self._server_serving = serving = await self._front.server_health()
             for server in self._served.servers:
                 await server.set_serving(serving)
 
@@ -88,6 +116,8 @@ class HealthWatch:
         well = self._look_at_token()
         store_well = await self._look_at_store()
         self._front.report(impaired=not (well and store_well))
+        metrics.AVAILABLE.labels("token").set(well)
+        metrics.AVAILABLE.labels("storage").set(store_well)
         if self._pending and store_well:
             await self._audit()
 
@@ -148,11 +178,12 @@ class HealthWatch:
 
 
 @contextlib.asynccontextmanager
-async def watched(served: Served, front: Reporter, actor: str) -> AsyncIterator[None]:
+async def watched(served: Served, front: Reporter, actor: str) -> AsyncIterator[HealthWatch]:
     """Watch over ``served`` until the end of the block."""
-    watching = asyncio.create_task(HealthWatch(served, front, actor).run())
+    watch = HealthWatch(served, front, actor)
+    watching = asyncio.create_task(watch.run())
     try:
-        yield
+        yield watch
     finally:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):

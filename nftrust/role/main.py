@@ -10,21 +10,26 @@ import argparse
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from nftrust import logs
 from nftrust.clock import SystemClock
-from nftrust.config import LogConfig, Section, StoreConfig, TokenConfig, load
+from nftrust.config import LogConfig, ProbeConfig, Section, StoreConfig, TokenConfig, load
 from nftrust.errors import NftrustError
 from nftrust.files import write_atomically
 from nftrust.pkcs11.pin import hold_pin
 from nftrust.process.front import EX_CONFIG, Front, run_front
 from nftrust.process.supervisor import Supervisor
 from nftrust.role.health import Served, watched
+from nftrust.role.metrics import DIRECTORY_VARIABLE
+from nftrust.role.probe import probed
 from nftrust.storage import Store, Transaction
 from nftrust.storage.meta import set_high_water
 from nftrust.storage.migrate import upgrade
@@ -96,15 +101,28 @@ class Role(Generic[C]):
 
         command = [sys.executable, "-m", self.package, "front", "--config", str(arguments.config.resolve())]
         fronts: int = config.fronts  # type: ignore[attr-defined]
-        supervisor = Supervisor(
-            command, self.addresses(config), fronts=fronts, pass_fds=_inherited_pin(config), on_ready=on_ready
-        )
-        return supervisor.run()
+        probe = _probe(config)
+        addresses = [*self.addresses(config), *([] if probe is None else [probe.address])]
+        with tempfile.TemporaryDirectory(prefix=f"nftrust-{self.command}-") as folder:
+            os.environ[DIRECTORY_VARIABLE] = folder
+            supervisor = Supervisor(
+                command,
+                addresses,
+                fronts=fronts,
+                pass_fds=_inherited_pin(config),
+                on_ready=on_ready,
+                on_ended=mark_process_dead,
+            )
+            return supervisor.run()
 
     def _front(self, config: C, arguments: argparse.Namespace) -> int:
         async def serve(front: Front) -> None:
             actor = f"urn:nftrust:{self.command}"
-            async with self.serving(config, reuse_port=True) as served, watched(served, front, actor):
+            async with (
+                self.serving(config, reuse_port=True) as served,
+                watched(served, front, actor) as watch,
+                probed(_probe(config), lambda: ["draining"] if front.stop.is_set() else watch.missing()),
+            ):
                 front.ready()
                 await front.stop.wait()
 
@@ -131,6 +149,11 @@ class Role(Generic[C]):
 
         asyncio.run(write())
         return 0
+
+
+def _probe(config: Section) -> ProbeConfig | None:
+    probe: ProbeConfig | None = config.probe  # type: ignore[attr-defined]
+    return probe
 
 
 def _inherited_pin(config: Section) -> tuple[int, ...]:

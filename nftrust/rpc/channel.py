@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from nftrust.errors import NftrustError, Reason
+from nftrust.logs import correlation_id
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
@@ -43,6 +44,16 @@ class SignerIdentity:
         """Raises NftrustError(TOKEN_UNAVAILABLE)."""
         if not self.available():
             raise NftrustError(Reason.TOKEN_UNAVAILABLE, retry_after=1.0)
+
+
+#: Metadata of a call: the id under which all that belongs to one enrolment is logged, in every role.
+CORRELATION_KEY = "x-correlation-id"
+
+
+def correlated() -> tuple[tuple[str, str], ...]:
+    """The metadata of a call that is made on behalf of what this task does."""
+    identifier = correlation_id.get()
+    return ((CORRELATION_KEY, identifier),) if identifier else ()
 
 
 def open_channel(

@@ -30,10 +30,10 @@ from nftrust.identity import Scope
 from nftrust.logs import correlation_id
 from nftrust.rpc.admission import Admission
 from nftrust.rpc.authz import AuthorisationTable
+from nftrust.rpc.channel import CORRELATION_KEY
 from nftrust.rpc.peer import Access, Peer, current_peer, parse_credential, set_current_peer
 from nftrust.rpc.status import STATUS_KEY, grpc_code, to_status
 
-CORRELATION_KEY = "x-correlation-id"
 #: For the body of a request, from its headers on.
 RECEIVE_SECONDS = 10.0
 

@@ -18,7 +18,7 @@ from nftrust.storage import audit_log
 from nftrust.storage.engine import RETRY_AFTER_SECONDS, Access, Database, ReplacedError, discard, must_reconnect, outage
 from nftrust.storage.meta import set_high_water
 from nftrust.storage.transaction import Transaction
-from nftrust.storage.writer import GroupWriter, adopt_high_water
+from nftrust.storage.writer import CommitObserver, GroupWriter, adopt_high_water, unobserved
 
 T = TypeVar("T")
 
@@ -34,21 +34,23 @@ class Store:
     NftrustError(STORAGE_UNAVAILABLE) and heals by itself.
     """
 
-    def __init__(self, database: Database, clock: Clock, readers: int) -> None:
+    def __init__(self, database: Database, clock: Clock, readers: int, observe: CommitObserver = unobserved) -> None:
         self._database = database
         self._write_engine = database.engine(Access.WRITE)
         self._read_engine = database.engine(Access.READ, pool_size=readers)
-        self._writer = GroupWriter(database, self._write_engine, clock)
+        self._writer = GroupWriter(database, self._write_engine, clock, observe)
         self._readers = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="nftrust-read")
         self._closed = False
 
     @classmethod
-    def open(cls, config: StoreConfig, clock: Clock, *, readers: int = READERS) -> Store:
+    def open(
+        cls, config: StoreConfig, clock: Clock, *, readers: int = READERS, observe: CommitObserver = unobserved
+    ) -> Store:
         """Open a migrated database and raise a GuardedClock to its high-water mark.
 
         Raises NftrustError(CONFIG_INVALID, STORAGE_UNAVAILABLE).
         """
-        store = cls(Database.parse(config), clock, readers)
+        store = cls(Database.parse(config), clock, readers, observe)
         try:
             store._read(lambda connection: adopt_high_water(connection, clock))
         except BaseException:

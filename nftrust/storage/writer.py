@@ -14,6 +14,7 @@ import enum
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,6 +38,14 @@ QUEUE_LIMIT = 8192
 _MARK_EVERY_SECONDS = 1.0
 
 Work = Callable[[Transaction], Any]
+
+
+#: Units of work, why they failed if so, seconds, and how many wait.
+CommitObserver = Callable[[int, Reason | None, float, int], None]
+
+
+def unobserved(units: int, reason: Reason | None, seconds: float, queued: int) -> None:
+    """Nobody listens."""
 
 
 class Job:
@@ -82,7 +91,8 @@ class BatchFailure:
 class GroupWriter:
     """The writing thread of a store."""
 
-    def __init__(self, database: Database, engine: Engine, clock: Clock) -> None:
+    def __init__(self, database: Database, engine: Engine, clock: Clock, observe: CommitObserver = unobserved) -> None:
+        self._observe = observe
         self._database = database
         self._engine = engine
         self._clock = clock
@@ -162,6 +172,7 @@ class GroupWriter:
 
     def _attempt(self, batch: Sequence[Job]) -> BatchFailure | None:
         """Run and commit ``batch`` and tell its callers; or tell nobody and return why it failed."""
+        started = time.monotonic()
         stage = Stage.BEGIN
         connection: Connection | None = None
         try:
@@ -181,6 +192,9 @@ class GroupWriter:
             if stage is Stage.COMMIT and connection is not None and not connection.invalidated:
                 # SQLite keeps the transaction of a refused COMMIT open, and SQLAlchemy takes it for ended.
                 connection.invalidate()
+            found = outage(error)
+            reason = Reason.INTERNAL if found is None else found.reason
+            self._observe(len(batch), reason, time.monotonic() - started, self._queue.qsize())
             return BatchFailure(stage, error, lost)
         finally:
             if connection is not None:
@@ -189,6 +203,7 @@ class GroupWriter:
             self.out = False
             log.info("storage available again")
         _tell(batch, outcomes)
+        self._observe(len(batch), None, time.monotonic() - started, self._queue.qsize())
         return None
 
     def _now(self, connection: Connection) -> datetime:

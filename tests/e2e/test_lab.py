@@ -17,9 +17,9 @@ pytestmark = pytest.mark.process
 
 KEYS = {
     "pki": {"services_ca", "oam_cert", "oam_key", "trust_anchor", "day0_root"},
-    "cmproxy": {"management"},
-    "ca_ra": {"management", "enrolment", "cmp", "crl", "ocsp"},
-    "verifier": {"management", "attestation"},
+    "cmproxy": {"management", "probe"},
+    "ca_ra": {"management", "enrolment", "cmp", "crl", "ocsp", "probe"},
+    "verifier": {"management", "attestation", "probe"},
     "processes": {"ca_ra", "cmproxy", "verifier", "nfs"},
 }
 
