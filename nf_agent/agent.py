@@ -220,21 +220,7 @@ class NfAgent:
         port = GrpcEnrolmentPort(self.config.request_timeout_seconds)
         procedure = Procedure(self._states, self._token, port, self.config.key_type, attempt.request_id)
         failures = 0
-        while True:
-            try:
-                await procedure.run(self._accept_again(attempt))
-                await self._publish()
-                return
-            except Superseded:
-                return
-            except NftrustError as refusal:
-                error = refusal
-            except Exception:
-                log.exception("attempt failed unexpectedly")
-                error = NftrustError(Reason.INTERNAL)
-            if not error.transient:
-                self._fail(error)
-                return
+        while (error := await self._try(procedure, attempt)) is not None:
             failures += 1
             self._note_retry(attempt, error.reason)
             self._failures += 1
@@ -242,6 +228,20 @@ class NfAgent:
             log.warning("attempt failed, will be retried", extra={"reason": error.reason.name})
             cap = min(self.config.retry_cap_seconds, 0.2 * 2 ** min(failures, 12))
             await asyncio.sleep(max(random.uniform(0, cap), error.retry_after or 0.05))
+
+    async def _try(self, procedure: Procedure, attempt: Attempt) -> NftrustError | None:
+        """Why it has to be tried again; None at the attempt's end, whichever that is."""
+        try:
+            await procedure.run(self._accept_again(attempt))
+            await self._publish()
+        except Superseded:
+            return None
+        except NftrustError as refusal:
+            return refusal if refusal.transient else self._fail(refusal)
+        except Exception:
+            log.exception("attempt failed unexpectedly")
+            return NftrustError(Reason.INTERNAL)
+        return None
 
     def _accept_again(self, attempt: Attempt) -> AcceptedInfo:
         """The delivered information, checked as at delivery; a request that went out may outlive the IAK."""
@@ -254,11 +254,16 @@ class NfAgent:
     def _note_retry(self, attempt: Attempt, reason: Reason) -> None:
         """For whoever asks how far the NF is."""
         if self._is_current(attempt) and self._states.state.reason != reason.name:
-            self._states.save(replace(self._states.state, reason=reason.name))
+            self._states.note(reason.name)
 
-    def _fail(self, error: NftrustError) -> None:
+    def _fail(self, error: NftrustError) -> NftrustError | None:
+        """The attempt ends without a certificate; or why that cannot be kept, which is then tried again."""
+        try:
+            self._states.save(replace(self._states.state, phase="failed", reason=error.reason.name))
+        except NftrustError as unwritten:
+            return unwritten
         log.error("enrolment refused", extra={"reason": error.reason.name})
-        self._states.save(replace(self._states.state, phase="failed", reason=error.reason.name))
+        return None
 
     async def _publish(self) -> None:
         """Certificate and anchor as files for the NF, then the callbacks."""

@@ -78,15 +78,26 @@ class StateStore:
         return self._state
 
     def save(self, state: AgentState) -> None:
-        """Durable before it returns. Raises NftrustError(STORAGE_UNAVAILABLE)."""
+        """Durable before it returns; else nothing changes. Raises NftrustError as write_atomically does."""
         write_atomically(self._path, msgspec.json.format(msgspec.json.encode(state), indent=1))
-        self._state = state
-        for listener in self._listeners:
-            listener()
+        self._adopt(state)
+
+    def note(self, reason: str) -> None:
+        """Say why the attempt has to wait. It is told even if it cannot be kept: nothing rests on it."""
+        state = msgspec.structs.replace(self._state, reason=reason)
+        try:
+            self.save(state)
+        except NftrustError:
+            self._adopt(state)
 
     def rearm(self) -> None:
         """Accept another delivery although a certificate is held (security rule 4: re-armed locally)."""
         self.save(msgspec.structs.replace(self._state, phase="armed", reason=""))
+
+    def _adopt(self, state: AgentState) -> None:
+        self._state = state
+        for listener in self._listeners:
+            listener()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)

@@ -40,8 +40,13 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        reason = _REASONS.get(error.errno or 0, Reason.STORAGE_UNAVAILABLE)
-        raise NftrustError(reason, f"{path}: cannot be written") from None
+        raise unwritten(error, path) from None
+
+
+def unwritten(error: OSError, path: Path) -> NftrustError:
+    """What it means that ``path``, or something below it, could not be written."""
+    reason = _REASONS.get(error.errno or 0, Reason.STORAGE_UNAVAILABLE)
+    return NftrustError(reason, f"{path}: cannot be written")
 
 
 def read_file(path: Path, limit: int = 1 << 20) -> bytes:

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from nftrust import pki
 from nftrust.errors import NftrustError, Reason
-from nftrust.files import read_file, write_atomically
+from nftrust.files import read_file, unwritten, write_atomically
 from nftrust.lab.configuration import CONFIG_FILE, ROOT_TOKEN_FILE, write_all
 from nftrust.lab.layout import ADDRESS, DAY0_ROOT, HOME_DOMAIN, HOST, LAB_FILE, TENANT, Lab, NfSettings
 from nftrust.x509.path import pem_chain
@@ -35,11 +35,14 @@ Say = Callable[[str], None]
 
 def up(lab: Lab, say: Say) -> None:
     """Make what is missing, then start what is not running. Raises NftrustError."""
-    if not _live(lab):
-        _set_up(lab, say)
-    say("starting CA/RA, verifier, CM proxy and NF agents")
-    started = _start(lab)
-    lab.write_description(started)
+    try:
+        if not _live(lab):
+            _set_up(lab, say)
+        say("starting CA/RA, verifier, CM proxy and NF agents")
+        started = _start(lab)
+        lab.write_description(started)
+    except OSError as error:
+        raise unwritten(error, lab.directory) from None
     _wait_until_ready(lab, started)
 
 
@@ -115,8 +118,8 @@ def _set_up(lab: Lab, say: Say) -> None:
 def _initialise_server(lab: Lab, role: str) -> None:
     folder = lab.role(role)
     config = ["--config", str(folder / CONFIG_FILE)]
-    if lab.settings.store is not None or not (folder / "store.sqlite").exists():
-        _command([sys.executable, "-m", role, "migrate", *config])
+    # Also where there is a file: a disk that was full may have left it without its tables.
+    _command([sys.executable, "-m", role, "migrate", *config])
     if role == "ca_ra" and not (folder / "root.pem").exists():
         _command([sys.executable, "-m", role, "init", *config, "--root-token", str(folder / ROOT_TOKEN_FILE)])
         chain = x509.load_pem_x509_certificates(read_file(folder / "chain.pem"))
@@ -172,8 +175,14 @@ def _command(command: Sequence[str]) -> str:
         _commands.discard(process)
     if process.returncode != 0:
         last = (errors.strip().splitlines() or ["no output"])[-1]
-        raise NftrustError(Reason.CONFIG_INVALID, f"`{' '.join(command[2:4])}` failed: {last[:300]}")
+        raise NftrustError(_reason_of(last), f"`{' '.join(command[2:4])}` failed: {last[:300]}")
     return output
+
+
+def _reason_of(refusal: str) -> Reason:
+    """Of a command's last line, ``ROLE: REASON: …``."""
+    name = refusal.partition(": ")[2].partition(":")[0]
+    return Reason.__members__.get(name, Reason.CONFIG_INVALID)
 
 
 #: Set-up commands under way.

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
-from nftrust.errors import Reason
+from nftrust.errors import Code, NftrustError, Reason
 from nftrust.lab import control
 from nftrust.lab.layout import Lab
 from tests.lab_kit import CALL_SECONDS, RunningLab, refused
@@ -144,3 +144,21 @@ def test_an_enrolment_survives_the_nfs_full_disk(disks: SmallDisks) -> None:
         disks.running.wait_for(enrolment, pb.Enrolment.WAITING, reason=Reason.STORAGE_FULL)
     disks.succeeds(enrolment)
     assert control.alive(agent)
+
+
+def test_a_lab_is_made_to_its_end_once_there_is_room(tmp_path: Path) -> None:
+    directory = tmp_path / "lab"
+    directory.mkdir()
+    # Enough for the tokens, not for the first database.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k,mode=700", "tmpfs", directory], check=True)
+    lab = Lab.make(directory, 1)
+    try:
+        with pytest.raises(NftrustError) as caught:
+            control.up(lab, print)
+        assert caught.value.reason.code is Code.UNAVAILABLE
+        subprocess.run(["mount", "-o", f"remount,size={10 * DISK_MIB}m", directory], check=True)
+        control.up(lab, print)
+        assert all(control.status(lab).values())
+    finally:
+        control.down(lab)
+        subprocess.run(["umount", "-l", directory], check=True)
