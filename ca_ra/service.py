@@ -24,7 +24,7 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.identity import parse_nf_instance_id
 from nftrust.paging import cut, decode_number, page_size
 from nftrust.rpc.peer import current_peer
-from nftrust.rpc.ratelimit import source_key
+from nftrust.source import source_key
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _REGISTRATIONS, _CERTIFICATES = "registration", "certificate"

@@ -79,7 +79,8 @@ class HttpConfig(Section, frozen=True):
     public_url: str
     header_timeout_seconds: float = 5.0
     body_timeout_seconds: float = 10.0
-    max_connections: int = 512
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 512
+    max_connections_per_peer: Annotated[int, msgspec.Meta(ge=1)] = 128
 
 
 class StoreConfig(Section, frozen=True):

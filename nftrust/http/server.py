@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -14,6 +15,7 @@ import h11
 
 from nftrust.config import HttpConfig
 from nftrust.errors import Code, NftrustError, Reason
+from nftrust.source import counted, source_key
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class HttpServer:
         self._reuse_port = reuse_port
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._per_peer: Counter[str] = Counter()
         #: Those of them that wait for a request.
         self._idle: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -107,12 +110,14 @@ class HttpServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(self._connections) >= self._config.max_connections:
+        peer = _source(writer)
+        crowded = self._per_peer[peer] >= self._config.max_connections_per_peer
+        if crowded or len(self._connections) >= self._config.max_connections:
             writer.transport.abort()
             return
         self._connections.add(task)
         try:
-            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+            with counted(self._per_peer, peer), contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
                 await self._serve(task, reader, writer)
         except Exception:
             log.exception("HTTP connection failed")
@@ -229,6 +234,12 @@ class HttpServer:
         writer.write(data)
         async with asyncio.timeout(_WRITE_SECONDS):
             await writer.drain()
+
+
+def _source(writer: asyncio.StreamWriter) -> str:
+    """Under which key the peer's connections are counted; one that has gone already has none."""
+    address = writer.get_extra_info("peername")
+    return source_key(address[0]) if address else ""
 
 
 async def _read_body(connection: h11.Connection, reader: asyncio.StreamReader) -> bytes:

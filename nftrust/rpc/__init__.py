@@ -4,7 +4,7 @@ from nftrust.rpc.authz import ANYONE, ROLES, AuthorisationTable, infrastructure
 from nftrust.rpc.channel import FileIdentity, SignerIdentity, open_channel
 from nftrust.rpc.peer import Access, Peer, current_peer
 from nftrust.rpc.preflight import fetch_peer_chain
-from nftrust.rpc.ratelimit import RateLimiter, source_key
+from nftrust.rpc.ratelimit import RateLimiter
 from nftrust.rpc.server import RpcServer, ServiceBinding
 from nftrust.rpc.status import RemoteError, from_rpc_error
 
@@ -25,5 +25,4 @@ __all__ = [
     "from_rpc_error",
     "infrastructure",
     "open_channel",
-    "source_key",
 ]

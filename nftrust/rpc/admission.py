@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from nftrust.errors import NftrustError, Reason
 from nftrust.rpc.peer import Peer
-from nftrust.rpc.ratelimit import RateLimiter, source_key
+from nftrust.rpc.ratelimit import RateLimiter
+from nftrust.source import counted, source_key
 
 #: How many seconds' worth of calls may come at once.
 BURST_SECONDS = 2.0
@@ -54,7 +55,7 @@ class Admission:
         self._rate.take(key)
         self._total += 1
         try:
-            with _counted(self._calls, key):
+            with counted(self._calls, key):
                 yield
         finally:
             self._total -= 1
@@ -65,20 +66,9 @@ class Admission:
         key = _key(peer)
         if self._streams[key] >= self._limits.streams_per_peer:
             raise NftrustError(Reason.RATE_LIMITED, retry_after=RETRY_AFTER_SECONDS)
-        with _counted(self._streams, key):
+        with counted(self._streams, key):
             yield
 
 
 def _key(peer: Peer) -> str:
     return peer.uri or source_key(peer.address)
-
-
-@contextmanager
-def _counted(counter: Counter[str], key: str) -> Iterator[None]:
-    counter[key] += 1
-    try:
-        yield
-    finally:
-        counter[key] -= 1
-        if not counter[key]:
-            del counter[key]  # memory is bounded by what is in progress

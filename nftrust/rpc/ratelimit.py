@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 
 from nftrust.clock import Clock, SystemClock
 from nftrust.errors import NftrustError, Reason
 
 _OVERFLOW = ""
-
-
-def source_key(address: str) -> str:
-    """One key for what one source commands: an IPv4 address, or the /64 of an IPv6 address."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address[:64]
-    if ip.version == 4:
-        return str(ip)
-    mapped = ip.ipv4_mapped
-    return str(mapped) if mapped else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 class RateLimiter:

@@ -200,6 +200,28 @@ async def test_connection_limit() -> None:
         assert b"HTTP/1.1 200" in await exchange(server, closing(GET))
 
 
+async def test_one_peer_cannot_take_all_connections() -> None:
+    """The addresses of 127.0.0.0/8 are as many peers."""
+    async with serving(max_connections=8, max_connections_per_peer=3) as server:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):  # half a request each
+                _, writer = await stack.enter_async_context(connected(server))
+                writer.write(GET[:10])
+            async with asyncio.timeout(30):
+                while len(server._connections) < 3:  # noqa: ASYNC110 - the server tells nobody
+                    await asyncio.sleep(0.01)
+            with contextlib.suppress(OSError):
+                assert await exchange(server, closing(GET)) == b""
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=("127.0.0.2", 0))
+            writer.write(closing(GET))
+            assert b"HTTP/1.1 200" in await reader.read()
+            writer.close()
+        async with asyncio.timeout(30):
+            while server._per_peer:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert b"HTTP/1.1 200" in await exchange(server, closing(GET))
+
+
 async def test_stop_lets_a_request_in_progress_end() -> None:
     entered, release = asyncio.Event(), asyncio.Event()
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from nftrust.errors import NftrustError, Reason
-from nftrust.rpc.ratelimit import RateLimiter, source_key
+from nftrust.rpc.ratelimit import RateLimiter
+from nftrust.source import source_key
 
 
 class HandClock:
