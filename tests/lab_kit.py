@@ -385,6 +385,18 @@ class RunningLab:
             assert current.state not in ENDED, current
             time.sleep(0.03)
 
+    def wait_ended(self, name: str) -> pb.Enrolment:
+        """The enrolment once it has ended, however."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            current: pb.Enrolment = self.oam.provisioning.GetEnrolment(
+                pb.GetEnrolmentRequest(name=name), timeout=CALL_SECONDS
+            )
+            if current.state in ENDED:
+                return current
+            assert time.monotonic() < deadline, current
+            time.sleep(0.03)
+
     def enrol_and_wait(self, name: str, **options: Any) -> pb.Enrolment:
         return self.wait_for(self.start(name, **options).name, pb.Enrolment.SUCCEEDED)
 

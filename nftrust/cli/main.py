@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 refused, with the reason; 2 wrong usage; 3 an enrolment
 ended without a certificate; 4 an audit log does not verify; 5 a service cannot
-be reached; 130 interrupted.
+be reached; 6 and 7 are `nftrust doctor`'s (something is broken; something wants
+attention); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import click
 
 from nftrust import __version__
 from nftrust.cli import inspection, lab, network_functions, pki
+from nftrust.cli.doctor.command import doctor
 from nftrust.errors import Code, NftrustError, Reason
 
 EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 5, 130
@@ -42,6 +44,7 @@ cli.add_command(inspection.audit)
 cli.add_command(inspection.registration)
 cli.add_command(inspection.certificate)
 cli.add_command(pki.pki)
+cli.add_command(doctor)
 cli.add_command(lab.lab)
 cli.add_command(lab.demo)
 
