@@ -9,8 +9,10 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,17 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from google.protobuf.field_mask_pb2 import FieldMask
 
+import ca_ra.app
+import cmproxy.app
+import verifier.app
+from ca_ra.config import CaRaConfig
+from cmproxy.config import CmProxyConfig
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.api.diagnosis.v1 import diagnosis_service_pb2, diagnosis_service_pb2_grpc
 from nftrust.cli.doctor.checks import Result, Verdict
 from nftrust.cli.doctor.command import diagnose
 from nftrust.clock import Clock, SystemClock
-from nftrust.config import ListenerConfig, ServerTlsConfig
+from nftrust.config import ListenerConfig, ServerTlsConfig, load
 from nftrust.files import write_atomically
 from nftrust.lab import control
 from nftrust.lab.layout import ADDRESS, HOST, NfSettings
@@ -32,8 +39,9 @@ from nftrust.rpc.authz import infrastructure
 from nftrust.rpc.server import RpcServer, ServiceBinding
 from nftrust.x509.path import pem_chain
 from nftrust.x509.services import issue_service
-from tests.lab_kit import CALL_SECONDS, WAIT_SECONDS, RunningLab, read_toml, write_toml
+from tests.lab_kit import CALL_SECONDS, WAIT_SECONDS, RunningLab, free_port, read_toml, write_toml
 from tests.shim_kit import Shim
+from verifier.config import VerifierConfig
 
 PATIENCE_SECONDS = 10.0
 
@@ -58,6 +66,8 @@ class Patient:
     config: Path
     clock: Clock
     role_configs: tuple[Path, ...] = ()
+    #: The latest time, in microseconds, that a copied database of the role has seen.
+    marks: dict[str, str] = field(default_factory=dict)
 
     # Looking
 
@@ -195,29 +205,82 @@ class Patient:
             time.sleep(0.02)
 
     @contextlib.contextmanager
-    def configured(self, role: str, section: str, **changes: Any) -> Iterator[None]:
-        """The role runs with another configuration."""
-        path = self.running.lab.role(role) / "config.toml"
-        with self.files(path):
-            tree = read_toml(path)
-            tree[section] |= changes
-            write_toml(path, tree)
-            self.stop(role)
-            self.start(role)
+    def beside(self, role: str, **changes: dict[str, Any] | str) -> Iterator[None]:
+        """OAM calls another server of the role: in this process, with a copy of the database and with changes."""
+        config_type, serving, listeners, key = _ROLES[role]
+        tree = read_toml(self.running.lab.role(role) / "config.toml")
+        ports = {name: free_port() for name in listeners}
+        for name, port in ports.items():
+            tree[name] = tree[name] | {"address": f"{ADDRESS}:{port}"}
+        database = self.directory / f"{role}.sqlite"
+        self._copy_database(role, database)
+        tree["store"] = {"url": f"sqlite:///{database}"}
+        for name, value in changes.items():
+            tree[name] = tree[name] | value if isinstance(value, dict) else value
+        path = self.directory / f"{role}.toml"
+        write_toml(path, tree)
+        target = f"{HOST}:{ports['management']}"
+        with hosted(serving(load(config_type, path), reuse_port=False)), self.operator(**{key: target}):
             yield
-            self.stop(role)
-        self.start(role)
 
-    def sql(self, role: str, statement: str, *arguments: object) -> None:
-        database = self.running.lab.role(role) / "store.sqlite"
-        with contextlib.closing(sqlite3.connect(database, timeout=10)) as connection, connection:
-            connection.execute(statement, arguments)
+    def _copy_database(self, role: str, database: Path) -> None:
+        database.unlink(missing_ok=True)
+        source = f"file:{self.running.lab.role(role) / 'store.sqlite'}?mode=ro"
+        with (
+            contextlib.closing(sqlite3.connect(source, uri=True)) as original,
+            contextlib.closing(sqlite3.connect(database)) as copy,
+        ):
+            original.backup(copy)
+            if role in self.marks:
+                statement = "INSERT OR REPLACE INTO meta (key, value) VALUES ('clock.high_water', ?)"
+                copy.execute(statement, (self.marks[role],))
+                copy.commit()
 
     def copied(self, role: str, name: str) -> Path:
         """A copy of a role's configuration, with absolute paths as the lab writes them."""
         path = self.directory / name
         shutil.copy(self.running.lab.role(role) / "config.toml", path)
         return path
+
+
+_ROLES: dict[str, tuple[type[Any], Any, tuple[str, ...], str]] = {
+    "ca_ra": (CaRaConfig, ca_ra.app.serving, ("management", "enrolment", "http"), "ca_ra"),
+    "cmproxy": (CmProxyConfig, cmproxy.app.serving, ("management",), "cmproxy"),
+    "verifier": (VerifierConfig, verifier.app.serving, ("management",), "verifier"),
+}
+
+
+@contextlib.contextmanager
+def hosted(serving: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
+    """What ``serving`` yields, on an event loop of its own."""
+    loop = asyncio.new_event_loop()
+    stopping = asyncio.Event()
+    up: Future[Any] = Future()
+
+    async def serve() -> None:
+        async with serving as served:
+            up.set_result(served)
+            await stopping.wait()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve())
+        except Exception as error:
+            if up.done():
+                raise
+            up.set_exception(error)
+        finally:
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield up.result(WAIT_SECONDS)
+    finally:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stopping.set)
+        thread.join(WAIT_SECONDS)
 
 
 @contextlib.contextmanager
@@ -230,32 +293,19 @@ def other_verifier(patient: Patient, *, diagnosis: DiagnosisServicer | None, ser
         client_ca=patient.running.lab.pki / "services-ca.pem",
     )
     oam = frozenset({"oam"})
-    ports: list[int] = []
-    up = threading.Event()
-    loop = asyncio.new_event_loop()
-    stopping = asyncio.Event()
 
-    async def serve() -> None:
+    @contextlib.asynccontextmanager
+    async def serve() -> AsyncIterator[int]:
         services = [] if diagnosis is None else [binding(diagnosis)]
         table = {**infrastructure(oam), **({METHOD: oam} if services else {})}
-        listener = ListenerConfig(address=f"{ADDRESS}:0", tls=tls)
-        server = RpcServer(listener, services, table, deployment="lab")
+        server = RpcServer(ListenerConfig(address=f"{ADDRESS}:0", tls=tls), services, table, deployment="lab")
         await server.start()
         await server.set_serving(serving)
-        ports.append(server.port)
-        up.set()
-        await stopping.wait()
+        yield server.port
         await server.stop(0)
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    try:
-        assert up.wait(WAIT_SECONDS)
-        yield f"{HOST}:{ports[0]}"
-    finally:
-        loop.call_soon_threadsafe(stopping.set)
-        thread.join(WAIT_SECONDS)
-        loop.close()
+    with hosted(serve()) as port:
+        yield f"{HOST}:{port}"
 
 
 def binding(servicer: DiagnosisServicer) -> ServiceBinding:

@@ -43,15 +43,11 @@ def own_probes(store: Store, clock: Clock, token: TokenClient | None = None) -> 
     async def look_at_clock() -> None:
         clock.now()
 
-    async def look_at_storage() -> None:
-        if not await store.usable():
-            raise NftrustError(Reason.STORAGE_UNAVAILABLE)
-
     async def look_at_token() -> None:
         if token is not None and not token.available:
             raise NftrustError(Reason.TOKEN_UNAVAILABLE)
 
-    probes: dict[str, Probe] = {"clock": look_at_clock, "storage": look_at_storage}
+    probes: dict[str, Probe] = {"clock": look_at_clock, "storage": store.check}
     return probes if token is None else {**probes, "token": look_at_token}
 
 

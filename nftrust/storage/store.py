@@ -85,12 +85,19 @@ class Store:
         """Whether the last attempt to write was not refused by the database."""
         return not self._writer.out
 
+    async def check(self) -> None:
+        """Ask the database: by a read, and by a write where the last one failed.
+
+        Raises NftrustError(STORAGE_UNAVAILABLE, CLOCK_UNTRUSTED, SHUTTING_DOWN).
+        """
+        await self.read(audit_log.head)
+        if not self.writable:
+            await self.write(lambda tx: set_high_water(tx, tx.now))
+
     async def usable(self) -> bool:
-        """Ask the database: by a read, and by a write where the last one failed."""
+        """Whether :meth:`check` has nothing to say."""
         try:
-            await self.read(audit_log.head)
-            if not self.writable:
-                await self.write(lambda tx: set_high_water(tx, tx.now))
+            await self.check()
         except NftrustError:
             return False
         return True

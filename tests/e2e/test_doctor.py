@@ -15,10 +15,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509 import load_pem_x509_certificate
 
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
+from nftrust.api.diagnosis.v1 import diagnosis_service_pb2 as diagnosis_pb
+from nftrust.api.diagnosis.v1.diagnosis_service_pb2_grpc import DiagnosisServiceStub
 from nftrust.cli.doctor import services
 from nftrust.cli.doctor.report import EXIT_ATTENTION, EXIT_BROKEN
 from nftrust.cli.main import main
 from nftrust.clock import SystemClock
+from nftrust.errors import Reason
 from nftrust.files import write_atomically
 from nftrust.identity import day0_name, urn
 from nftrust.lab import control
@@ -29,7 +32,7 @@ from nftrust.x509.path import pem_chain
 from softhsm import open_config
 from tests.doctor_kit import Patient, ShiftedClock, other_verifier
 from tests.e2e.test_token_faults import write_token
-from tests.lab_kit import RunningLab, free_port, read_toml, write_toml
+from tests.lab_kit import CALL_SECONDS, RunningLab, free_port, read_toml, refused, write_toml
 from tests.pki import Leaf, make_ca, service_leaf
 from tests.shim_kit import TOKEN_GONE, Shim
 
@@ -175,7 +178,7 @@ def _(patient: Patient) -> Iterator[None]:
 
 @case("the CA/RA is down", "ca-ra.management.tcp", remedy="Start the ca-ra")
 def _(patient: Patient) -> Iterator[None]:
-    patient.stop("ca_ra")
+    patient.stop("ca_ra")  # the CM proxy and the NFs feel it, too: that is not told on top
     yield
     patient.start("ca_ra")
 
@@ -236,15 +239,11 @@ def _(patient: Patient) -> Iterator[None]:
 
 @case("the verifier's clock has jumped back", "verifier.clock", remedy="Set the clock right", reason="CLOCK_UNTRUSTED")
 def _(patient: Patient) -> Iterator[None]:
-    future = int((datetime.now(UTC) + timedelta(days=1)).timestamp() * 1_000_000)
-    patient.stop("verifier")
-    statement = "INSERT OR REPLACE INTO meta (key, value) VALUES ('clock.high_water', ?)"
-    patient.sql("verifier", statement, str(future))
-    patient.start("verifier")
-    yield
-    patient.stop("verifier")
-    patient.sql("verifier", "DELETE FROM meta WHERE key = 'clock.high_water'")
-    patient.start("verifier")
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    patient.marks = {"verifier": str(int(tomorrow.timestamp() * 1_000_000))}
+    with patient.beside("verifier"):
+        yield
+    patient.marks = {}
 
 
 @case("the CA/RA's token is gone", "ca-ra.token", remedy="token is back", reason="TOKEN_UNAVAILABLE")
@@ -270,13 +269,13 @@ def _(patient: Patient) -> Iterator[None]:
 
 @case("the CRL's URL leads nowhere", "ca-ra.crl.reach", remedy="public_url")
 def _(patient: Patient) -> Iterator[None]:
-    with patient.configured("ca_ra", "http", public_url=f"http://{HOST}:{free_port()}"):
+    with patient.beside("ca_ra", http={"public_url": f"http://{HOST}:{free_port()}"}):
         yield
 
 
 @case("NFs are told a wrong enrolment endpoint", "ca-ra.enrolment.tcp", remedy="correct the address")
 def _(patient: Patient) -> Iterator[None]:
-    with patient.configured("ca_ra", "registration", endpoints=[f"{HOST}:{free_port()}"]):
+    with patient.beside("ca_ra", registration={"endpoints": [f"{HOST}:{free_port()}"]}):
         yield
 
 
@@ -302,27 +301,23 @@ def _(patient: Patient) -> Iterator[None]:
     reason="CREDENTIAL_EXPIRED",
 )
 def _(patient: Patient) -> Iterator[None]:
-    path = patient.running.lab.role("cmproxy") / "client.pem"
-    with patient.files(path):
-        public = load_pem_x509_certificate(path.read_bytes()).public_key()
-        write_atomically(path, patient.service(public, "cm-proxy", [], datetime.now(UTC) + LONG_AGO), 0o644)
-        patient.stop("cmproxy")
-        patient.start("cmproxy")
+    public = load_pem_x509_certificate((patient.running.lab.role("cmproxy") / "client.pem").read_bytes()).public_key()
+    path = patient.directory / "expired-client.pem"
+    path.write_bytes(patient.service(public, "cm-proxy", [], datetime.now(UTC) + LONG_AGO))
+    with patient.beside("cmproxy", client_certificate=str(path)):
         yield
-    patient.stop("cmproxy")
-    patient.start("cmproxy")
 
 
 @case("the CM proxy's CA/RA is another service", "cm-proxy.to-ca-ra", remedy="address", reason="PEER_UNTRUSTED")
 def _(patient: Patient) -> Iterator[None]:
-    with patient.configured("cmproxy", "ca_ra", target=f"{HOST}:{patient.running.lab.settings.verifier_port}"):
+    with patient.beside("cmproxy", ca_ra={"target": f"{HOST}:{patient.running.lab.settings.verifier_port}"}):
         yield
 
 
 @case("the CM proxy has another operator root", "cm-proxy.to-ca-ra", remedy="ca show", reason="TRUST_ANCHOR_DIFFERS")
 def _(patient: Patient) -> Iterator[None]:
     root = make_ca("Another root").write(patient.directory, "another-root")
-    with patient.configured("cmproxy", "ca_ra", trust_anchor=str(root)):
+    with patient.beside("cmproxy", ca_ra={"trust_anchor": str(root)}):
         yield
 
 
@@ -467,6 +462,31 @@ def test_what_is_broken_is_named_with_its_remedy(patient: Patient, broken: Case)
             assert broken.remedy in result.finding.remedy
             assert result.finding.reason == broken.reason
             assert result.finding.text
+
+
+def test_the_cm_proxy_dials_only_nfs_of_the_callers_tenants(patient: Patient) -> None:
+    name = f"networkFunctions/{amf(patient).nf_instance_id}"
+    request = diagnosis_pb.GetDiagnosisRequest(network_functions=[name, "networkFunctions/none"])
+    everything = {"nf_types": ["*"], "fqdn_suffixes": ["*"]}
+    stranger = {"uri": "urn:nftrust:oam:other", "tenants": ["other"], **everything}
+    with patient.access(principal=[*patient.principals(), stranger]):
+        seen = {}
+        for who in ("lab", "other"):
+            stub = DiagnosisServiceStub(patient.running.caller("oam", who).channel("cmproxy"))
+            seen[who] = {found.subject: found for found in stub.GetDiagnosis(request, timeout=CALL_SECONDS).findings}
+    assert seen["lab"][name].reason == ""
+    assert seen["lab"][name].agent.state == "CONFIRMED"
+    assert seen["other"][name].reason == "NF_NOT_FOUND"
+    assert not seen["other"][name].HasField("agent")
+    assert seen["lab"]["networkFunctions/none"].reason == "INVALID_NF_INSTANCE_ID"
+
+
+@pytest.mark.parametrize(("role", "count"), [("cmproxy", 65), ("ca_ra", 1), ("verifier", 1)])
+def test_nfs_are_asked_of_a_cm_proxy_only_and_not_too_many(patient: Patient, role: str, count: int) -> None:
+    names = [f"networkFunctions/{number}" for number in range(count)]
+    stub = DiagnosisServiceStub(patient.running.oam.channel(role))
+    with refused(Reason.INVALID_FIELD):
+        stub.GetDiagnosis(diagnosis_pb.GetDiagnosisRequest(network_functions=names), timeout=CALL_SECONDS)
 
 
 def test_there_are_twenty_and_more() -> None:
