@@ -189,6 +189,24 @@ class Patient:
         self.running.lab.write_description(started)
         self._wait(self.running.lab.nf(nf))
 
+    @contextlib.contextmanager
+    def agent_configured(self, nf: NfSettings, *keys_and_value: str) -> Iterator[None]:
+        """The NF's agent runs with another value under these keys."""
+        *sections, key, value = keys_and_value
+        path = self.running.lab.nf(nf) / "config.toml"
+        with self.files(path):
+            tree = read_toml(path)
+            table = tree
+            for section in sections:
+                table = table[section]
+            table[key] = value
+            write_toml(path, tree)
+            self.stop_agent(nf)
+            self.start_agent(nf)
+            yield
+        self.stop_agent(nf)
+        self.start_agent(nf)
+
     def _index(self, nf: NfSettings) -> int:
         return self.running.lab.settings.nfs.index(nf)
 

@@ -111,7 +111,14 @@ class GrpcNfSession:
 
     async def look(self) -> NfLook:
         """What the agent says of itself, for a diagnosis: no enrolment has this name, so the statement is no good."""
-        answer, transport_key_sha256 = await self._info(NO_ENROLMENT, secrets.token_bytes(32))
+        try:
+            answer, transport_key_sha256 = await self._info(NO_ENROLMENT, secrets.token_bytes(32))
+        except NftrustError as error:
+            if error.reason is Reason.NF_UNREACHABLE:  # although it has just shown its certificate
+                raise NftrustError(
+                    Reason.NF_UNREACHABLE, "the agent does not take the CM proxy's certificate"
+                ) from None
+            raise
         try:
             status: pb.AgentStatus = await self.stub.GetStatus(pb.GetStatusRequest(), timeout=self.timeout_seconds)
         except grpc.aio.AioRpcError as failure:

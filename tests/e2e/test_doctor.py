@@ -331,6 +331,13 @@ def _(patient: Patient) -> Iterator[None]:
     patient.start_agent(smf(patient))
 
 
+@case("the agent trusts another services CA", "nf.reach", remedy="agent endpoint", reason="NF_UNREACHABLE")
+def _(patient: Patient) -> Iterator[None]:
+    root = make_ca("Another services CA").write(patient.directory, "agents-services-ca")
+    with patient.agent_configured(smf(patient), "listener", "tls", "client_ca", str(root)):
+        yield
+
+
 @case("a wrong agent endpoint", "nf.reach", remedy="agent endpoint", reason="NF_UNREACHABLE")
 def _(patient: Patient) -> Iterator[None]:
     with patient.updated(smf(patient), agent_endpoint=f"{HOST}:{free_port()}"):
@@ -377,16 +384,9 @@ def _(patient: Patient) -> Iterator[None]:
 
 @case("the agent has another operator root", "nf.trust-anchor", remedy="ca show", reason="TRUST_ANCHOR_DIFFERS")
 def _(patient: Patient) -> Iterator[None]:
-    nf = smf(patient)
-    path = patient.running.lab.nf(nf) / "config.toml"
-    with patient.files(path):
-        root = make_ca("Another root").write(patient.directory, "agents-root")
-        write_toml(path, read_toml(path) | {"trust_anchor": str(root)})
-        patient.stop_agent(nf)
-        patient.start_agent(nf)
+    root = make_ca("Another root").write(patient.directory, "agents-root")
+    with patient.agent_configured(smf(patient), "trust_anchor", str(root)):
         yield
-    patient.stop_agent(nf)
-    patient.start_agent(nf)
 
 
 @case("the CM proxy's scope lacks the NF type", "nf.enrolment", remedy="scope", reason="OUT_OF_SCOPE")

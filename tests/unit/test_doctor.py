@@ -21,7 +21,7 @@ from nftrust.cli.doctor.authority import CertificateAuthority
 from nftrust.cli.doctor.checks import Check, Finding, Result, Verdict, broken, cannot_tell, ok, refused, run
 from nftrust.cli.doctor.network_functions import Look, Nf
 from nftrust.cli.doctor.report import EXIT_ATTENTION, EXIT_BROKEN, exit_code
-from nftrust.cli.doctor.services import Clocks, Service
+from nftrust.cli.doctor.services import Clocks, Service, series
 from nftrust.clock import SystemClock
 from nftrust.errors import Reason
 from tests.pki import Authority, make_ca, service_leaf
@@ -212,6 +212,12 @@ def test_enrolments() -> None:
     retrying = nf(state="ENROLLING", reason=Reason.PEER_UNAVAILABLE.name).enrolment()
     assert (retrying.verdict, retrying.reason) == (Verdict.BROKEN, "PEER_UNAVAILABLE")
     assert "to the CA/RA" in retrying.text
+
+
+def test_versions_go_together_within_a_series() -> None:
+    assert series("0.1.0") == series("0.1.7")
+    assert series("0.1.0") != series("0.2.0")
+    assert series("") != series("0.1")
 
 
 def test_an_nfs_clock_and_day0_certificate() -> None:

@@ -12,7 +12,7 @@ from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.api.diagnosis.v1 import diagnosis_service_pb2 as diagnosis_pb
 from nftrust.cli.doctor import certificates
 from nftrust.cli.doctor.checks import Check, Finding, attention, broken, ok, refused
-from nftrust.cli.doctor.services import TOLERANCE, Service, apart
+from nftrust.cli.doctor.services import TOLERANCE, Service, apart, series
 from nftrust.cli.network_functions import resolve
 from nftrust.cli.session import refusal
 from nftrust.clock import Clock
@@ -169,6 +169,11 @@ class Nf:
             return refused(self.look.reason, self.look.message, f"{self.nf.agent_endpoint}: ")
         if not self.look.agent.version:
             return attention("the NF agent is too old to tell its version", "Bring the agent up to date.")
+        if series(self.look.agent.version) != series(self.proxy.diagnosis.version):
+            return attention(
+                f"the NF agent has version {self.look.agent.version}, the CM proxy {self.proxy.diagnosis.version}",
+                "Bring agent and CM proxy to versions that go together.",
+            )
         return ok(f"its agent {self.look.agent.version} is {self.look.agent.state.lower()}")
 
     def day0_expiry(self) -> Finding:

@@ -24,6 +24,11 @@ from nftrust.rpc.status import RemoteError
 TOLERANCE = timedelta(seconds=30)
 
 
+def series(version: str) -> list[str]:
+    """The part of a version that has to be the same on both sides of a hop: `0.1` of `0.1.7`."""
+    return version.split(".")[:2]
+
+
 @dataclass
 class Clocks:
     """How far each role's clock is ahead of this machine's."""
@@ -119,7 +124,10 @@ class Service:
         return ok("it lets us in")
 
     def _not_admitted(self, error: NftrustError) -> Finding:
-        if isinstance(error, RemoteError) and not error.remote_reason:
+        if error.reason is Reason.DEADLINE:
+            remedy = "It hangs, or the way to it is slow: look into its log."
+            return broken(f"the {self.title} does not answer in time", remedy, error.reason.name)
+        if isinstance(error, RemoteError) and not error.remote_reason and error.code is grpc.StatusCode.UNAVAILABLE:
             return broken(
                 f"the {self.title} breaks off the handshake: it does not take OAM's certificate",
                 f"Check `management.tls.client_ca` of the {self.title}: it has to be the services CA.",
@@ -159,12 +167,12 @@ class Service:
             return refused(error.reason.name, error.message)
         told = self.diagnosis.time.ToDatetime(UTC)
         self.clocks.add(self.id, told, asked, self.clocks.clock.now())
-        if self.diagnosis.version != __version__:
+        if series(self.diagnosis.version) != series(__version__):
             return attention(
                 f"the {self.title} has version {self.diagnosis.version[:64]}, this command {__version__}",
                 "Bring all roles and this command to one version.",
             )
-        return ok(f"it has version {__version__}")
+        return ok(f"it has version {self.diagnosis.version[:64]}")
 
     def finding(self, subject: str, words: str) -> Finding:
         """What the role says of ``subject``."""
