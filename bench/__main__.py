@@ -1,4 +1,7 @@
-"""`make bench`: the CA/RA beside the raw token, then whole enrolments; `make soak`: memory and handles over time."""
+"""`make bench`: the CA/RA beside the raw token, then whole enrolments; `floods`: these beside hostile peers.
+
+`make soak`: memory and handles over time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from typing import Any
 
 from google.protobuf.json_format import Parse
 
-from bench import load, machine
+from bench import floods, load, machine
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
 from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
@@ -33,7 +36,7 @@ CHANNELS = 8
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["all", "soak"], default="all")
+    parser.add_argument("what", nargs="?", choices=["all", "floods", "soak"], default="all")
     parser.add_argument("--certificates", type=int, default=1500)
     parser.add_argument("--nfs", type=int, default=8, help="NF agents for whole enrolments")
     parser.add_argument("--rounds", type=int, default=10, help="enrolments of each NF")
@@ -45,7 +48,12 @@ def main() -> int:
         lab = Lab.make(Path(folder) / "lab", arguments.nfs, allow_tls_only_iak=True)
         control.up(lab, lambda text: print(f"· {text}", file=sys.stderr))
         try:
-            figures = soak(lab, arguments.seconds) if arguments.what == "soak" else measure(lab, arguments)
+            if arguments.what == "soak":
+                figures = soak(lab, arguments.seconds)
+            elif arguments.what == "floods":
+                figures = under_floods(lab, arguments.rounds)
+            else:
+                figures = measure(lab, arguments)
         finally:
             control.down(lab)
     if arguments.json is not None:
@@ -157,6 +165,14 @@ def _enrol_rounds(lab: Lab, session: Session, rounds: int) -> None:
     ids = [nf.nf_instance_id for nf in lab.settings.nfs]
     with ThreadPoolExecutor(max_workers=len(ids)) as pool:
         list(pool.map(enrol, ids))
+
+
+def under_floods(lab: Lab, rounds: int) -> dict[str, float]:
+    """One enrolment at a time of every NF at once, with and without hostile peers."""
+    with Session.open(lab.directory / OPERATOR_FILE) as session:
+        _provision(lab, session)
+        _enrol_rounds(lab, session, 1)
+    return floods.measure(lab, rounds, lambda session: _enrol_rounds(lab, session, 1))
 
 
 def soak(lab: Lab, seconds: int) -> dict[str, float]:

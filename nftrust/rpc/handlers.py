@@ -129,7 +129,8 @@ class CallWrapper:
             async with self._served(method, context):
                 seconds = self._seconds(context)
                 async with asyncio.timeout(min(seconds, RECEIVE_SECONDS)) as scope:
-                    request = await _receive(parse, context)
+                    with self._admission.receiving(current_peer(), scope):
+                        request = await _receive(parse, context)
                     scope.reschedule(asyncio.get_running_loop().time() + seconds)
                     response = await serve(request, context)
                 encoded: bytes = serialise(response)
@@ -143,8 +144,9 @@ class CallWrapper:
 
         async def call(raws: object, context: _Context) -> None:
             async with self._served(method, context):
-                async with asyncio.timeout(min(self._seconds(context), RECEIVE_SECONDS)):
-                    request = await _receive(parse, context)
+                async with asyncio.timeout(min(self._seconds(context), RECEIVE_SECONDS)) as scope:
+                    with self._admission.receiving(current_peer(), scope):
+                        request = await _receive(parse, context)
                 async with self._until_drained():
                     await _write_all(serve(request, context), context)
 

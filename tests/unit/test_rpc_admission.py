@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
@@ -85,3 +86,51 @@ def test_a_refused_call_counts_for_nothing() -> None:
             refusal(admission, OTHER)
     with admission.admitted(OTHER):
         pass
+
+
+async def half_sent(admission: Admission, peer: Peer) -> str:
+    """A call whose request never comes."""
+    try:
+        with admission.admitted(peer):
+            async with asyncio.timeout(60) as scope:
+                with admission.receiving(peer, scope):
+                    await asyncio.Event().wait()
+    except TimeoutError:
+        return "gave way"
+    raise AssertionError
+
+
+async def started(admission: Admission, peer: Peer, count: int) -> list[asyncio.Task[str]]:
+    tasks = [asyncio.create_task(half_sent(admission, peer)) for _ in range(count)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_requests_that_do_not_come_give_way_the_oldest_first() -> None:
+    admission = Admission(LIMITS)
+    tasks = await started(admission, STRANGER, LIMITS.calls_per_peer)
+    with admission.admitted(STRANGER):
+        assert await tasks[0] == "gave way"
+        assert not any(task.done() for task in tasks[1:])
+        with admission.admitted(STRANGER):
+            assert await tasks[1] == "gave way"
+            with admission.admitted(STRANGER):
+                assert await tasks[2] == "gave way"
+                # Calls that are being served do not give way.
+                assert refusal(admission, STRANGER) is Reason.RATE_LIMITED
+    assert not admission._receiving
+    assert not admission._calls
+
+
+async def test_where_all_places_are_taken_who_waits_most_gives_way() -> None:
+    admission = Admission(LIMITS)
+    few = await started(admission, OTHER, 2)
+    most = await started(admission, STRANGER, 3)
+    with admission.admitted(OAM):
+        assert await most[0] == "gave way"
+        assert not any(task.done() for task in few)
+    for task in (*few, *most):
+        task.cancel()
+    await asyncio.gather(*few, *most, return_exceptions=True)
+    assert not admission._receiving
+    assert admission._total == 0
