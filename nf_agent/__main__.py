@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def _init(config: AgentConfig, arguments: argparse.Namespace) -> int:
 
 
 def _run(config: AgentConfig, arguments: argparse.Namespace) -> int:
+    # The token's module is in this process: a core dump would hold the PIN and the module's keys.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return asyncio.run(_serve(config, arguments.ready_file))
 
 
