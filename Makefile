@@ -15,13 +15,14 @@ help: ## Show this text
 
 setup: $(VENV)/.done packages ## Install what is missing: Debian packages and the pinned dependencies
 
-$(VENV)/.done: requirements.lock pyproject.toml tools/require
+$(VENV)/.done: requirements.lock pyproject.toml packaging/nf-agent/pyproject.toml tools/require
 	@tools/require python "$(PYTHON)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "· pinned dependencies into $(VENV)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock \
 	  || { echo "nftrust: the pinned dependencies cannot be installed: is there a network?" >&2; exit 1; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation \
+	  -e packaging/nf-agent -e .
 	@touch $@
 
 packages:
@@ -32,6 +33,7 @@ demo: setup grpcurl ## Three NFs get their first certificates, step by step (the
 
 test: setup grpcurl protos-env ## Run every test against real SoftHSM and real gRPC
 	@tools/require test-packages
+	@tools/slim-envs $(BIN)/python
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: setup ## ruff, mypy strict, import contracts
@@ -64,10 +66,14 @@ $(PROTOS_VENV)/.done: protos/requirements.lock
 protos: protos-env ## Generate the stubs in nftrust/api anew
 	$(PROTOS_VENV)/bin/python protos/generate.py .
 
-lock: ## Pin the newest dependencies with hashes
+lock: ## Pin the newest dependencies with hashes (and, for the NF agent alone, the oldest)
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q -U --extra dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-	  pyproject.toml -o requirements.lock
+	  --no-emit-package nf-agent pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q -U --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  packaging/nf-agent/pyproject.toml -o tests/slim/newest.lock
+	$(BIN)/uv pip compile -q -U --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  --resolution lowest-direct packaging/nf-agent/pyproject.toml -o tests/slim/floor.lock
 	$(BIN)/uv pip compile -q -U --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 	  protos/requirements.in -o protos/requirements.lock
 

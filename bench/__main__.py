@@ -19,7 +19,7 @@ from typing import Any
 
 from google.protobuf.json_format import Parse
 
-from bench import floods, load, machine
+from bench import agent, floods, load, machine
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
 from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
@@ -63,7 +63,7 @@ def main() -> int:
 
 def measure(lab: Lab, arguments: argparse.Namespace) -> dict[str, float]:
     """Everything, printed as it comes."""
-    figures: dict[str, float] = {}
+    figures = agent.measure(lab)
     with tempfile.TemporaryDirectory(prefix="nftrust-token-") as folder:
         figures |= raw_token(Path(folder), 4 * arguments.certificates)
     figures |= asyncio.run(certificates(lab, arguments.certificates))

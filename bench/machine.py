@@ -66,13 +66,22 @@ def usage(pids: Iterable[int]) -> Usage:
 
 def proportional_memory(pids: Iterable[int]) -> float:
     """Proportional set size in MB."""
+    return _memory(pids, "Pss:")
+
+
+def resident_memory(pids: Iterable[int]) -> float:
+    """Resident set size in MB: with what is shared counted in full."""
+    return _memory(pids, "Rss:")
+
+
+def _memory(pids: Iterable[int], field: str) -> float:
     total = 0
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(field))
     return total / 1024
 
 

@@ -1,3 +1,3 @@
 """Fixtures of the whole suite are plugins; they are named here."""
 
-pytest_plugins = ["tests.lab_fixture", "tests.token_fixtures"]
+pytest_plugins = ["tests.lab_fixture", "tests.slim_fixture", "tests.token_fixtures"]
