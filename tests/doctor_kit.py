@@ -43,7 +43,7 @@ from tests.lab_kit import CALL_SECONDS, WAIT_SECONDS, RunningLab, free_port, rea
 from tests.shim_kit import Shim
 from verifier.config import VerifierConfig
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 class ShiftedClock(SystemClock):

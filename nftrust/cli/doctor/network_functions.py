@@ -81,7 +81,7 @@ class NetworkFunctions:
             Check(
                 "cm-proxy.to-ca-ra",
                 _PROXY,
-                lambda: look("ca-ra", "it reaches the CA/RA and is let in"),
+                lambda: look("ca-ra", "it reaches the CA/RA and is let in", "CM proxy to CA/RA"),
                 (*ready, *self.ca_ra.needs("storage", "management.role")),
             ),
             Check("cm-proxy.to-verifier", _PROXY, self._to_verifier, (*ready, *self.verifier.needs("storage"))),
@@ -91,7 +91,7 @@ class NetworkFunctions:
     def _to_verifier(self) -> Finding:
         if all(finding.subject != "verifier" for finding in self.proxy.diagnosis.findings):
             return ok("it uses no verifier")
-        return self.proxy.finding("verifier", "it reaches the verifier and is let in")
+        return self.proxy.finding("verifier", "it reaches the verifier and is let in", "CM proxy to verifier")
 
     def network_functions(self) -> Finding:
         """Which NFs there are; the CM proxy dials each."""

@@ -62,7 +62,7 @@ def _show_hop(hop: str, results: Sequence[Result], console: Console, every: bool
             _show_result(result, console, every)
     elif made:
         skipped = "" if len(made) == len(results) else f", {len(results) - len(made)} not made"
-        _print(console, f"{_mark(Verdict.OK)[0]} ", "green", f"{hop}  ({len(made)} checks{skipped})")
+        _print(console, f"{_mark(Verdict.OK)[0]} ", "green", f"{hop}  ({_checks(len(made))}{skipped})")
 
 
 def _show_result(result: Result, console: Console, every: bool) -> None:
@@ -80,6 +80,10 @@ def _show_result(result: Result, console: Console, every: bool) -> None:
         _print(console, "      → ", style, finding.remedy)
 
 
+def _checks(count: int) -> str:
+    return "1 check" if count == 1 else f"{count} checks"
+
+
 def _mark(verdict: Verdict) -> tuple[str, str]:
     return MARKS[verdict]
 
@@ -94,10 +98,13 @@ def _summary(results: Sequence[Result]) -> Text:
         if result.finding:
             count[result.finding.verdict] += 1
     made = sum(count.values())
-    waiting = f"; {len(results) - made} checks rest on it and were not made" if len(results) > made else ""
+    left = len(results) - made
+    waiting = (
+        f"; {_checks(left)} {'rests' if left == 1 else 'rest'} on it and {'was' if left == 1 else 'were'} not made"
+    )
     if count[Verdict.BROKEN]:
         things = "1 thing is broken" if count[Verdict.BROKEN] == 1 else f"{count[Verdict.BROKEN]} things are broken"
-        return Text(f"{things}{waiting}.", style="bold red")
+        return Text(f"{things}{waiting if left else ''}.", style="bold red")
     others = [
         f"{count[verdict]} {words}"
         for verdict, words in (
@@ -107,4 +114,4 @@ def _summary(results: Sequence[Result]) -> Text:
         if count[verdict]
     ]
     tail = f"; {', '.join(others)}" if others else ""
-    return Text(f"Nothing is broken ({made} checks{tail}).", style="green" if not others else "yellow")
+    return Text(f"Nothing is broken ({_checks(made)}{tail}).", style="green" if not others else "yellow")

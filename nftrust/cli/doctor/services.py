@@ -174,12 +174,12 @@ class Service:
             )
         return ok(f"it has version {self.diagnosis.version[:64]}")
 
-    def finding(self, subject: str, words: str) -> Finding:
-        """What the role says of ``subject``."""
+    def finding(self, subject: str, words: str, where: str = "") -> Finding:
+        """What the role says of ``subject``; ``where`` leads a trouble, the role's name where it is empty."""
         for finding in self.diagnosis.findings:
             if finding.subject == subject:
                 if finding.reason:
-                    return refused(finding.reason, finding.message, f"{self.title}: ")
+                    return refused(finding.reason, finding.message, f"{where or self.title}: ")
                 return ok(words)
         return cannot_tell(f"the {self.title} says nothing of its {subject}", "Look into its log.")
 
