@@ -10,14 +10,16 @@ from functools import partial
 
 from cryptography import x509
 
-from ca_ra.authority import Authority
+from ca_ra.authority import OCSP_PATH, Authority
 from ca_ra.config import CaRaConfig
 from ca_ra.crl import CrlPublisher
 from ca_ra.custody import CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK, Custody
 from ca_ra.enrolment import EnrolmentEngine
 from ca_ra.issuance_store import SqlIssuanceStore
+from ca_ra.ocsp import OcspService
 from ca_ra.registration import Day0Root, Registrar, RegistrationPolicy
 from ca_ra.registration_store import SqlRegistrationStore
+from ca_ra.revocation_store import SqlRevocationStore
 from ca_ra.service import CertificateServicer, EnrolmentServicer, RegistrationServicer
 from nftrust.api.ca_ra.v1 import (
     certificate_service_pb2,
@@ -30,7 +32,7 @@ from nftrust.api.ca_ra.v1 import (
 from nftrust.clock import GuardedClock, SystemClock
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file
-from nftrust.http import HttpServer
+from nftrust.http import Handler, HttpServer, Request, Response
 from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
@@ -58,6 +60,7 @@ MANAGEMENT_TABLE: AuthorisationTable = {
     _REGISTRATION + "ReinstateEndEntity": _OAM,
     _CERTIFICATE + "GetCertificate": _PROXY_OAM,
     _CERTIFICATE + "ListCertificates": _PROXY_OAM,
+    _CERTIFICATE + "RevokeCertificate": _OAM,
     _CERTIFICATE + "GetCertificateAuthority": _PROXY_OAM,
     audit_service.METHOD: _OAM,
     diagnosis_service.METHOD: _OAM,
@@ -90,14 +93,23 @@ async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[Serv
         store = Store.open(config.store, clock, observe=metrics.commit)
         stack.push_async_callback(asyncio.to_thread, store.close)
         lifetime = timedelta(hours=config.ca.crl_lifetime_hours)
-        publisher = CrlPublisher(authority, token, SqlIssuanceStore(store), clock, lifetime)
+        revocations = SqlRevocationStore(store)
+        publisher = CrlPublisher(
+            authority,
+            token,
+            revocations,
+            clock,
+            lifetime=lifetime,
+            confirm_within=timedelta(minutes=config.registration.confirm_within_minutes),
+        )
+        ocsp = OcspService(authority, token, revocations, clock)
         await publisher.ensure()
         publishing = asyncio.create_task(publisher.run())
         stack.callback(publishing.cancel)
-        http = HttpServer(config.http, publisher.handle, reuse_port=reuse_port)
+        http = HttpServer(config.http, _by_path(publisher, ocsp), reuse_port=reuse_port)
         await http.start()
         stack.push_async_callback(http.stop)
-        servers = _servers(config, authority, token, store, clock, reuse_port)
+        servers = _servers(config, authority, token, store, clock, publisher, reuse_port)
         for server in servers:
             await server.start()
             stack.push_async_callback(server.stop)
@@ -107,7 +119,7 @@ async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[Serv
             "tls management": config.management.tls.certificate,
             "tls enrolment": config.enrolment.tls.certificate,
         }
-        measure = partial(_measure, SqlIssuanceStore(store), clock)
+        measure = partial(_measure, SqlIssuanceStore(store), revocations, clock)
         yield Served(servers, store, clock, token, certificates, measure)
 
 
@@ -117,6 +129,7 @@ def _servers(
     token: TokenClient,
     store: Store,
     clock: GuardedClock,
+    publisher: CrlPublisher,
     reuse_port: bool,
 ) -> list[RpcServer]:
     custody = Custody(token)
@@ -136,7 +149,13 @@ def _servers(
             ServiceBinding(
                 certificate_service_pb2_grpc.add_CertificateServiceServicer_to_server,
                 CertificateServicer(
-                    authority, issuance, config.home_domain, policy.endpoints, policy.tls_trust_anchors
+                    authority,
+                    issuance,
+                    SqlRevocationStore(store),
+                    publisher.wake,
+                    home_domain=config.home_domain,
+                    endpoints=policy.endpoints,
+                    tls_trust_anchors=policy.tls_trust_anchors,
                 ),
                 certificate_service_pb2.DESCRIPTOR.services_by_name["CertificateService"],
             ),
@@ -168,12 +187,20 @@ def _servers(
     return [management, enrolment]
 
 
-async def _measure(store: SqlIssuanceStore, clock: GuardedClock) -> None:
+def _by_path(publisher: CrlPublisher, ocsp: OcspService) -> Handler:
+    async def handle(request: Request) -> Response:
+        status = request.path == OCSP_PATH or request.path.startswith(OCSP_PATH + "/")
+        return await (ocsp.handle(request) if status else publisher.handle(request))
+
+    return handle
+
+
+async def _measure(store: SqlIssuanceStore, revocations: SqlRevocationStore, clock: GuardedClock) -> None:
     for left, count in (await store.count_by_time_left(clock.now())).items():
         metrics.NF_CERTIFICATES.labels(left).set(count)
-    latest = await store.latest_crl()
+    latest = await revocations.latest_crl()
     if latest is not None:
-        metrics.CRL_NEXT_UPDATE.set(latest[2].timestamp())
+        metrics.CRL_NEXT_UPDATE.set(latest.next_update.timestamp())
 
 
 def load_authority(config: CaRaConfig) -> Authority:

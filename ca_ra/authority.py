@@ -14,6 +14,7 @@ from nftrust.x509.names import subject
 from nftrust.x509.profile import Issuer
 
 CRL_PATH = "/crl/issuing.crl"
+OCSP_PATH = "/ocsp"
 ISSUING_PATH = "/ca/issuing.cer"
 ROOT_PATH = "/ca/root.cer"
 
@@ -41,7 +42,7 @@ class Authority:
     ) -> Authority:
         issuing = chain[0]
         base = public_url.rstrip("/")
-        issuer = Issuer(issuing, base + CRL_PATH, base + ISSUING_PATH, subject(country, home_domain))
+        issuer = Issuer(issuing, base + CRL_PATH, base + ISSUING_PATH, base + OCSP_PATH, subject(country, home_domain))
         key = issuing.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         return cls(issuer, tuple(chain), response_certificate, jose.b64url(spki_sha256(key)))

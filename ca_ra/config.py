@@ -52,6 +52,8 @@ class CaConfig(Section, frozen=True, kw_only=True):
 class RegistrationConfig(Section, frozen=True, kw_only=True):
     """Policy for registrations."""
 
+    #: A certificate that the NF has not confirmed by then is revoked (security rule 13).
+    confirm_within_minutes: Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 60)] = 24 * 60.0
     iak_lifetime_minutes: Annotated[float, msgspec.Meta(gt=0, le=24 * 60)] = 60.0
     delivery_modes: tuple[DeliveryMode, ...] = ("wrapped",)
     #: ``host:port`` under which NFs reach the enrolment listener.

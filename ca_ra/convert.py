@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ca_ra.model import IssuedCertificate, Registered, Registration
+from ca_ra.model import IssuedCertificate, Registered, Registration, Revocation
 from ca_ra.registration import RegistrationRequest
 from nftrust import jose
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.errors import invalid_field
 from nftrust.messages import DeliveryMode
+from nftrust.x509.crl import RevocationReason
 
 _MODES: dict[pb.IakDeliveryMode.ValueType, DeliveryMode] = {
     pb.IAK_DELIVERY_MODE_WRAPPED: "wrapped",
@@ -81,7 +82,9 @@ def registered_message(registered: Registered, now: datetime) -> pb.RegisterEndE
     )
 
 
-def certificate_message(certificate: IssuedCertificate) -> certificate_pb.Certificate:
+def certificate_message(
+    certificate: IssuedCertificate, revocation: Revocation | None = None
+) -> certificate_pb.Certificate:
     message = certificate_pb.Certificate(
         name=certificate.name,
         nf_instance_id=certificate.nf_instance_id,
@@ -93,7 +96,28 @@ def certificate_message(certificate: IssuedCertificate) -> certificate_pb.Certif
     )
     if certificate.confirm_time is not None:
         message.confirm_time.CopyFrom(timestamp(certificate.confirm_time))
+    if revocation is not None:
+        message.revoke_time.CopyFrom(timestamp(revocation.time))
+        message.revocation_reason = certificate_pb.RevocationReason.ValueType(revocation.reason + 1)
     return message
+
+
+def revocation_reason(value: int) -> RevocationReason:
+    """CRLReason is the value less one. Raises NftrustError(INVALID_FIELD) where it is none, or not given."""
+    try:
+        return RevocationReason(value - 1)
+    except ValueError:
+        raise invalid_field("reason", "one of RevocationReason") from None
+
+
+def expire_before(request: certificate_pb.ListCertificatesRequest) -> datetime | None:
+    """Raises NftrustError(INVALID_FIELD)."""
+    if not request.HasField("expire_before"):
+        return None
+    try:
+        return request.expire_before.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise invalid_field("expire_before", "a time that there is") from None
 
 
 def pem(certificate: x509.Certificate) -> str:

@@ -1,69 +1,97 @@
-"""Publishes the CRL: an empty signed one exists from the first certificate on (design decision 13)."""
+"""Publishes CRLs: the first one before the first certificate (design decision 13), the next when it is due.
+
+Due is when half of the last one's life is over, or when a certificate was
+revoked since: within about a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from datetime import timedelta
 
 from ca_ra.authority import CRL_PATH, ISSUING_PATH, ROOT_PATH, Authority
 from ca_ra.custody import CA_KEY
-from ca_ra.issuance_store import SqlIssuanceStore
+from ca_ra.model import PublishedCrl
+from ca_ra.revocation_store import SqlRevocationStore
 from nftrust.clock import GuardedClock
 from nftrust.errors import NftrustError
 from nftrust.http import Request, Response
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import TokenEcPrivateKey, token_private_key
-from nftrust.x509.authority import make_crl
+from nftrust.x509.crl import make_crl
 from nftrust.x509.path import der
 
 log = logging.getLogger("ca_ra.crl")
-CHECK_SECONDS = 30.0
+
+#: How often a front looks for revocations that others have stored.
+CHECK_SECONDS = 1.0
+#: How long a CRL is kept after its end.
+KEEP = timedelta(days=1)
+SWEEP_LIMIT = 100
 
 
 class CrlPublisher:
-    """Keeps a CRL that is good for at least half its lifetime; several fronts may run one each."""
+    """Several fronts may run one each: the number decides whose is published.
+
+    Certificates that nobody has confirmed for ``confirm_within`` are revoked on the way (security rule 13).
+    """
 
     def __init__(
         self,
         authority: Authority,
         token: TokenClient,
-        store: SqlIssuanceStore,
+        store: SqlRevocationStore,
         clock: GuardedClock,
+        *,
         lifetime: timedelta,
+        confirm_within: timedelta,
     ) -> None:
         self._authority = authority
         self._token = token
         self._store = store
         self._clock = clock
         self._lifetime = lifetime
+        self._confirm_within = confirm_within
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """A certificate was revoked."""
+        self._wake.set()
 
     async def ensure(self) -> None:
-        """Sign and publish the next CRL if the last one is half through. Raises NftrustError."""
+        """Sign and publish the next CRL if it is due. Raises NftrustError."""
         latest = await self._store.latest_crl()
         now = self._clock.now()
-        if latest is not None and latest[2] - now > self._lifetime / 2:
+        fresh = latest is not None and latest.next_update - now > self._lifetime / 2
+        if fresh and latest is not None and latest.revocations >= await self._store.last_revocation():
             return
-        number = 1 if latest is None else latest[0] + 1
+        number = 1 if latest is None else latest.number + 1
+        # A certificate that has ended was on at least one CRL after its end (RFC 5280 clause 3.3).
+        last, revoked = await self._store.entries(now - self._lifetime)
         issuing = self._authority.issuer.certificate
 
         def sign() -> bytes:
             key = token_private_key(self._token, CA_KEY)
             assert isinstance(key, TokenEcPrivateKey)
-            return make_crl(key, issuing, number, now, self._lifetime)
+            return make_crl(key, issuing, number, now, self._lifetime, revoked)
 
-        encoded = await asyncio.to_thread(sign)
-        if await self._store.add_crl(number, encoded, now, now + self._lifetime):
-            log.info("CRL published", extra={"number": number})
+        new = PublishedCrl(number, await asyncio.to_thread(sign), now + self._lifetime, last)
+        if await self._store.add_crl(new, now, KEEP):
+            log.info("CRL published", extra={"number": number, "entries": len(revoked)})
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            self._wake.clear()
             try:
+                await self._store.revoke_unconfirmed(self._clock.now() - self._confirm_within, SWEEP_LIMIT)
                 await self.ensure()
             except NftrustError as error:
                 log.warning("CRL not published", extra={"reason": error.reason.name})
-            await asyncio.sleep(CHECK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), CHECK_SECONDS)
 
     async def handle(self, request: Request) -> Response:
         """GET of the CRL and the CA certificates, as CRLDP and AIA name them."""
@@ -72,7 +100,7 @@ class CrlPublisher:
         if request.path == CRL_PATH:
             latest = await self._store.latest_crl()
             if latest is not None:
-                return Response(200, latest[1], "application/pkix-crl")
+                return Response(200, latest.der, "application/pkix-crl")
         certificates = {ISSUING_PATH: self._authority.chain[0], ROOT_PATH: self._authority.chain[-1]}
         if request.path in certificates:
             return Response(200, der(certificates[request.path]), "application/pkix-cert")

@@ -17,6 +17,7 @@ from nftrust.x509.keys import spki
 
 CA_KEY = "ca-signing"
 RESPONSE_KEY = "ca-response"
+OCSP_KEY = "ca-ocsp"
 VAULT_KEK = "iak-kek"
 ROW_MAC_KEY = "row-mac"
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_ra.config import CaRaConfig
-from ca_ra.custody import CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK
+from ca_ra.custody import CA_KEY, OCSP_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK
 from nftrust.config import TokenConfig
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import write_atomically
@@ -106,6 +106,7 @@ def _prepare_issuing_token(token: TokenConfig, kind: KeyPairKind) -> ec.Elliptic
         if ROW_MAC_KEY not in present:
             client.call(GenerateSecret(ROW_MAC_KEY, "mac"))
         _key_pair(client, RESPONSE_KEY, "ec-p256")
+        _key_pair(client, OCSP_KEY, "ec-p256")
         return _key_pair(client, CA_KEY, kind).public_key()
     finally:
         client.close()

@@ -1,4 +1,4 @@
-"""Storage of certificates and CRLs: each method one transaction or one read.
+"""Storage of certificates: each method one transaction or one read.
 
 A unit of work returns its outcome and the refusal is raised after the commit,
 so that what a refusal has to leave behind (a suspension) is not rolled back.
@@ -13,21 +13,30 @@ from typing import NoReturn
 from sqlalchemy import func, select, update
 
 from ca_ra.model import Issuance, IssuedCertificate, Registration, RegistrationState
-from ca_ra.rows import admit_key, certificate_of, find_registration, is_suspended, registration_of
-from ca_ra.tables import certificate, crl, end_entity, registration
+from ca_ra.rows import (
+    ACTOR,
+    admit_key,
+    certificate_of,
+    find_certificate,
+    find_registration,
+    is_revoked,
+    is_suspended,
+    registration_of,
+    revoke,
+)
+from ca_ra.tables import certificate, end_entity, registration, revocation
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Store, Transaction
 from nftrust.storage.idempotency import recall, remember
 from nftrust.storage.tables import idempotency
 from nftrust.storage.transaction import Executor
+from nftrust.x509.crl import RevocationReason
 
 log = logging.getLogger("ca_ra.issuance")
 
-ACTOR = "urn:nftrust:ca-ra"
-
 
 class SqlIssuanceStore:
-    """Implements EnrolmentStore on :class:`nftrust.storage.Store`, and keeps the CRLs."""
+    """Implements EnrolmentStore on :class:`nftrust.storage.Store`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -131,13 +140,12 @@ class SqlIssuanceStore:
     @staticmethod
     def _spent(tx: Transaction, known: Registration, request_id: str, spki_sha256: bytes) -> NftrustError:
         """Another key with a valid proof on a spent IAK is a theft signal (security rule 13)."""
-        issued = tx.execute(
-            select(certificate.c.spki_sha256).where(certificate.c.registration_id == known.id)
-        ).scalar_one_or_none()
-        if issued is None:
+        row = tx.execute(select(certificate).where(certificate.c.registration_id == known.id)).one_or_none()
+        if row is None:
             return NftrustError(Reason.STORED_ROW_TAMPERED, "the registration names a certificate that does not exist")
+        issued = certificate_of(row)
         nf_instance_id = known.identity.nf_instance_id
-        if bytes(issued) != spki_sha256 and not is_suspended(tx, nf_instance_id):
+        if issued.spki_sha256 != spki_sha256 and not is_suspended(tx, nf_instance_id):
             tx.execute(
                 update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=tx.now)
             )
@@ -148,6 +156,9 @@ class SqlIssuanceStore:
                 subject=f"endEntities/{nf_instance_id}",
                 detail={"cause": "another key on a spent IAK", "registration": known.name},
             )
+            # Nobody knows which of the two is the NF: what the other one holds must not be relied on.
+            if not is_revoked(tx, issued.serial) and issued.not_after > tx.now:
+                revoke(tx, issued, RevocationReason.KEY_COMPROMISE, ACTOR)
         same_id = tx.execute(
             select(idempotency.c.key).where(idempotency.c.scope == f"enrol:{known.id}", idempotency.c.key == request_id)
         ).scalar_one_or_none()
@@ -174,6 +185,8 @@ class SqlIssuanceStore:
             stored = recall(tx, scope, request_sha256.hex(), request_sha256)
             if stored is not None:
                 return stored
+            if is_revoked(tx, confirmed.serial):
+                raise NftrustError(Reason.CERTIFICATE_REVOKED)
             if known.revoke_time is not None:
                 raise NftrustError(Reason.IAK_REVOKED)
             if is_suspended(tx, confirmed.nf_instance_id):
@@ -193,17 +206,19 @@ class SqlIssuanceStore:
         return await self._store.write(work)
 
     async def get_certificate(self, serial: str) -> IssuedCertificate | None:
-        statement = select(certificate).where(certificate.c.serial == serial)
-
-        def work(executor: Executor) -> IssuedCertificate | None:
-            row = executor.execute(statement).one_or_none()
-            return None if row is None else certificate_of(row)
-
-        return await self._store.read(work)
+        return await self._store.read(lambda c: find_certificate(c, serial))
 
     async def list_certificates(
-        self, nf_instance_id: str | None, tenants: tuple[str, ...], limit: int, before: int | None
+        self,
+        nf_instance_id: str | None,
+        tenants: tuple[str, ...],
+        limit: int,
+        before: int | None,
+        *,
+        expire_before: datetime | None = None,
+        exclude_revoked: bool = False,
     ) -> list[tuple[int, IssuedCertificate]]:
+        """The newest first, with their sequence numbers."""
         statement = select(certificate).order_by(certificate.c.sequence.desc()).limit(limit)
         if nf_instance_id is not None:
             statement = statement.where(certificate.c.nf_instance_id == nf_instance_id)
@@ -211,6 +226,11 @@ class SqlIssuanceStore:
             statement = statement.where(certificate.c.tenant.in_(tenants))
         if before is not None:
             statement = statement.where(certificate.c.sequence < before)
+        if expire_before is not None:
+            statement = statement.where(certificate.c.not_after < expire_before)
+        if exclude_revoked:
+            revoked = select(revocation.c.serial).where(revocation.c.serial == certificate.c.serial)
+            statement = statement.where(~revoked.exists())
         return await self._store.read(
             lambda c: [(row.sequence, certificate_of(row)) for row in c.execute(statement).all()]
         )
@@ -227,29 +247,3 @@ class SqlIssuanceStore:
         row = await self._store.read(lambda c: c.execute(select(*counts, func.count()).select_from(certificate)).one())
         # Each band without those before it.
         return {name: row[place] - (row[place - 1] if place else 0) for place, name in enumerate([*bounds, "more"])}
-
-    async def latest_crl(self) -> tuple[int, bytes, datetime] | None:
-        """Number, DER, next update."""
-        statement = select(crl).order_by(crl.c.number.desc()).limit(1)
-
-        def work(executor: Executor) -> tuple[int, bytes, datetime] | None:
-            row = executor.execute(statement).one_or_none()
-            return None if row is None else (row.number, bytes(row.der), row.next_update)
-
-        return await self._store.read(work)
-
-    async def add_crl(self, number: int, der: bytes, this_update: datetime, next_update: datetime) -> bool:
-        """Publish; False where another front was first with this number."""
-
-        def work(tx: Transaction) -> bool:
-            added = tx.execute(
-                tx.insert(crl)
-                .values(number=number, der=der, this_update=this_update, next_update=next_update)
-                .on_conflict_do_nothing(index_elements=[crl.c.number])
-            )
-            if added.rowcount != 1:
-                return False
-            tx.audit(actor=ACTOR, action="crl.publish", subject=f"crls/{number}")
-            return True
-
-        return await self._store.write(work)

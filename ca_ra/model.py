@@ -10,6 +10,7 @@ from typing import NoReturn, Protocol
 import msgspec
 
 from nftrust.messages import DeliveryMode
+from nftrust.x509.crl import RevocationReason
 from nftrust.x509.names import NfIdentity
 
 
@@ -104,6 +105,23 @@ class IssuedCertificate:
     @property
     def name(self) -> str:
         return f"certificates/{self.serial}"
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """When and why a certificate was revoked."""
+
+    time: datetime
+    reason: RevocationReason
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedCrl:
+    number: int
+    der: bytes
+    next_update: datetime
+    #: The last revocation that it lists, by sequence.
+    revocations: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, insert, select, update
 
-from ca_ra.model import IssuedCertificate, Registration
-from ca_ra.tables import end_entity, end_entity_key, registration
+from ca_ra.model import IssuedCertificate, Registration, Revocation
+from ca_ra.tables import certificate, end_entity, end_entity_key, registration, revocation
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Transaction
 from nftrust.storage.transaction import Executor
+from nftrust.x509.crl import RevocationReason
 from nftrust.x509.names import NfIdentity
+
+#: The CA/RA itself in its audit log.
+ACTOR = "urn:nftrust:ca-ra"
 
 
 def registration_of(row: Row[Any]) -> Registration:
@@ -51,6 +55,40 @@ def certificate_of(row: Row[Any]) -> IssuedCertificate:
         create_time=row.create_time,
         confirm_time=row.confirm_time,
     )
+
+
+def find_certificate(executor: Executor, serial: str) -> IssuedCertificate | None:
+    row = executor.execute(select(certificate).where(certificate.c.serial == serial)).one_or_none()
+    return None if row is None else certificate_of(row)
+
+
+def is_revoked(executor: Executor, serial: str) -> bool:
+    found = select(revocation.c.serial).where(revocation.c.serial == serial)
+    return executor.execute(found).scalar_one_or_none() is not None
+
+
+def revoke(tx: Transaction, known: IssuedCertificate, reason: RevocationReason, actor: str) -> Revocation:
+    """Put a certificate that is not revoked on the list, and into the audit log."""
+    sequence = tx.execute(select(func.coalesce(func.max(revocation.c.sequence), 0) + 1)).scalar_one()
+    tx.execute(
+        insert(revocation).values(
+            serial=known.serial,
+            sequence=sequence,
+            reason=int(reason),
+            revoke_time=tx.now,
+            not_after=known.not_after,
+        )
+    )
+    # With it ends the registration that it has not completed, so that the NF can be registered anew.
+    tx.execute(
+        update(registration)
+        .where(registration.c.id == known.registration_id)
+        .where(registration.c.confirm_time.is_(None), registration.c.revoke_time.is_(None))
+        .values(revoke_time=tx.now, iak_blob=None, live=None)
+    )
+    detail = {"reason": reason.name.lower(), "nf_instance_id": known.nf_instance_id}
+    tx.audit(actor=actor, action="certificate.revoke", subject=known.name, detail=detail)
+    return Revocation(tx.now, reason)
 
 
 def find_registration(executor: Executor, registration_id: str) -> Registration | None:

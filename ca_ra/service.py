@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ from ca_ra.enrolment import EnrolmentEngine
 from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.registration import Registrar
 from ca_ra.registration_store import SqlRegistrationStore
+from ca_ra.revocation_store import SqlRevocationStore
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
@@ -107,18 +108,23 @@ class EnrolmentServicer(EnrolmentServiceServicer):
 
 
 class CertificateServicer(CertificateServiceServicer):
-    """What has been issued, and the CA itself."""
+    """What has been issued and what of it is revoked, and the CA itself."""
 
     def __init__(
         self,
         authority: Authority,
         store: SqlIssuanceStore,
+        revocations: SqlRevocationStore,
+        on_revoked: Callable[[], None],
+        *,
         home_domain: str,
         endpoints: Sequence[str],
         tls_trust_anchors: Sequence[str],
     ) -> None:
         self._authority = authority
         self._store = store
+        self._revocations = revocations
+        self._on_revoked = on_revoked
         self._home_domain = home_domain
         self._endpoints = endpoints
         self._tls_trust_anchors = tls_trust_anchors
@@ -126,22 +132,41 @@ class CertificateServicer(CertificateServiceServicer):
     async def GetCertificate(
         self, request: certificate_pb.GetCertificateRequest, context: Context
     ) -> certificate_pb.Certificate:
-        found = await self._store.get_certificate(convert.resource_id(request.name, "certificates"))
+        serial = convert.resource_id(request.name, "certificates")
+        found = await self._store.get_certificate(serial)
         if found is None or not current_peer().scope.covers_tenant(found.tenant):
             raise NftrustError(Reason.CERTIFICATE_NOT_FOUND)
-        return convert.certificate_message(found)
+        revoked = await self._revocations.revocations([serial])
+        return convert.certificate_message(found, revoked.get(serial))
 
     async def ListCertificates(
         self, request: certificate_pb.ListCertificatesRequest, context: Context
     ) -> certificate_pb.ListCertificatesResponse:
         size = page_size(request.page_size)
-        before = decode_number(_CERTIFICATES, request.page_token)
-        nf_instance_id = parse_nf_instance_id(request.nf_instance_id) if request.nf_instance_id else None
-        rows = await self._store.list_certificates(nf_instance_id, current_peer().scope.tenants, size + 1, before)
-        page, token = cut(_CERTIFICATES, rows, size, lambda row: row[0])
-        return certificate_pb.ListCertificatesResponse(
-            certificates=[convert.certificate_message(row) for _, row in page], next_page_token=token
+        rows = await self._store.list_certificates(
+            parse_nf_instance_id(request.nf_instance_id) if request.nf_instance_id else None,
+            current_peer().scope.tenants,
+            size + 1,
+            decode_number(_CERTIFICATES, request.page_token),
+            expire_before=convert.expire_before(request),
+            exclude_revoked=request.exclude_revoked,
         )
+        page, token = cut(_CERTIFICATES, rows, size, lambda row: row[0])
+        revoked = await self._revocations.revocations([row.serial for _, row in page])
+        return certificate_pb.ListCertificatesResponse(
+            certificates=[convert.certificate_message(row, revoked.get(row.serial)) for _, row in page],
+            next_page_token=token,
+        )
+
+    async def RevokeCertificate(
+        self, request: certificate_pb.RevokeCertificateRequest, context: Context
+    ) -> certificate_pb.Certificate:
+        peer = current_peer()
+        serial = convert.resource_id(request.name, "certificates")
+        reason = convert.revocation_reason(request.reason)
+        found, revocation = await self._revocations.revoke(serial, reason, peer.uri, peer.scope.tenants)
+        self._on_revoked()
+        return convert.certificate_message(found, revocation)
 
     async def GetCertificateAuthority(
         self, request: certificate_pb.GetCertificateAuthorityRequest, context: Context
@@ -153,12 +178,13 @@ class CertificateServicer(CertificateServiceServicer):
             root_ca_pem=convert.pem(authority.chain[-1]),
             response_certificate_pem=convert.pem(authority.response_certificate),
             crl_url=authority.issuer.crl_url,
+            ocsp_url=authority.issuer.ocsp_url,
             home_domain=self._home_domain,
             certificate_count=await self._store.count_certificates(),
             enrolment_endpoints=self._endpoints,
             enrolment_trust_anchors_pem="".join(self._tls_trust_anchors),
         )
-        crl = await self._store.latest_crl()
+        crl = await self._revocations.latest_crl()
         if crl is not None:
-            message.crl_next_update.CopyFrom(convert.timestamp(crl[2]))
+            message.crl_next_update.CopyFrom(convert.timestamp(crl.next_update))
         return message

@@ -94,6 +94,27 @@ certificate = Table(
     Column("create_time", UtcMicros, nullable=False),
     Column("confirm_time", UtcMicros),
     Index("ix_certificate_nf_sequence", "nf_instance_id", "sequence"),
+    Index("ix_certificate_not_after", "not_after"),
+    Index(
+        "ix_certificate_unconfirmed",
+        "create_time",
+        sqlite_where=text("confirm_time IS NULL"),
+        postgresql_where=text("confirm_time IS NULL"),
+    ),
+)
+
+#: Final: a row is never changed or removed.
+revocation = Table(
+    "revocation",
+    METADATA,
+    Column("serial", ForeignKey("certificate.serial"), primary_key=True),
+    Column("sequence", BigInteger, nullable=False, unique=True),
+    #: CRLReason (RFC 5280 clause 5.3.1).
+    Column("reason", Integer, nullable=False),
+    Column("revoke_time", UtcMicros, nullable=False),
+    #: Of the certificate: how long it has to be listed.
+    Column("not_after", UtcMicros, nullable=False),
+    Index("ix_revocation_not_after", "not_after"),
 )
 
 crl = Table(
@@ -103,4 +124,6 @@ crl = Table(
     Column("der", LargeBinary, nullable=False),
     Column("this_update", UtcMicros, nullable=False),
     Column("next_update", UtcMicros, nullable=False),
+    #: The last revocation that it lists, by sequence; 0 before the first.
+    Column("revocations", BigInteger, nullable=False, server_default="0"),
 )

@@ -97,6 +97,16 @@ class Reason(enum.Enum):
     )
     REGISTRATION_NOT_FOUND = (Code.NOT_FOUND, "There is no such registration.", "List the registrations at the CA/RA.")
     CERTIFICATE_NOT_FOUND = (Code.NOT_FOUND, "There is no such certificate.", "List the certificates at the CA/RA.")
+    CERTIFICATE_REVOKED = (
+        Code.FAILED_PRECONDITION,
+        "The certificate is revoked.",
+        "A revocation cannot be undone or changed; enrol the NF again if it is to have a certificate.",
+    )
+    CERTIFICATE_EXPIRED = (
+        Code.FAILED_PRECONDITION,
+        "The certificate has expired.",
+        "There is nothing left to revoke.",
+    )
     ATTESTATION_RESULT_NOT_FOUND = (
         Code.NOT_FOUND,
         "There is no attestation result for this NF.",

@@ -464,6 +464,7 @@ class RunningLab:
         config = read_toml(self.lab.role("ca_ra") / "config.toml")
         for name, port in ports.items():
             config[name]["address"] = f"{ADDRESS}:{port}"
+        del config["probe"]
         config["store"]["url"] = f"sqlite:///{database}"
         config["registration"] |= registration
         path = directory / "second-ca.toml"

@@ -1,13 +1,15 @@
-"""`nftrust ca`, `registration`, `certificate` and `audit`: what the CA/RA and the logs say."""
+"""`nftrust ca`, `registration` and `audit`: what the CA/RA and the logs say."""
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
 
 import click
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from nftrust.api.audit.v1 import audit_service_pb2 as audit_pb
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
@@ -16,9 +18,12 @@ from nftrust.audit import AuditEvent, ChainedEvent, verify_chain
 from nftrust.cli.network_functions import OUTPUT, resolve
 from nftrust.cli.output import as_dict, emit_fields, emit_json, emit_table, time
 from nftrust.cli.session import Session
-from nftrust.x509.describe import describe
+from nftrust.errors import NftrustError, Reason
+from nftrust.files import write_atomically
 
 EXIT_AUDIT_BROKEN = 4
+#: 100,000 entries take about 5 MB.
+MAX_CRL_BYTES = 64 << 20
 AUDITED = ("ca_ra", "cmproxy", "verifier")
 
 
@@ -53,9 +58,76 @@ def show_ca(config: str, pem: bool, output: str) -> None:
             ("CA id", found.ca_id),
             ("home domain", found.home_domain),
             ("CRL", f"{found.crl_url} (next update {time(found.crl_next_update)})"),
+            ("OCSP", found.ocsp_url),
             ("certificates issued", str(found.certificate_count)),
         ]
     )
+
+
+@ca.command("crl")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there, DER.")
+@OUTPUT
+@click.pass_obj
+def crl(config: str, out: Path | None, output: str) -> None:
+    """Fetch the CRL from where certificates say that it is, verify it and show what it lists."""
+    with Session.open(Path(config)) as session:
+        authority = session.certificates().GetCertificateAuthority(
+            certificate_pb.GetCertificateAuthorityRequest(), timeout=session.timeout
+        )
+    encoded = fetch(authority.crl_url, session.timeout)
+    issuing = x509.load_pem_x509_certificate(authority.issuing_ca_pem.encode())
+    found = read_crl(encoded, issuing)
+    if out is not None:
+        write_atomically(out, encoded, 0o644)
+    number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    if output == "json":
+        emit_json({"number": number, "entries": [_entry(each) for each in found]})
+        return
+    emit_fields(
+        [
+            ("issuer", found.issuer.rfc4514_string()),
+            ("number", str(number)),
+            ("this update", f"{found.last_update_utc:%Y-%m-%d %H:%M:%SZ}"),
+            ("next update", f"{found.next_update_utc:%Y-%m-%d %H:%M:%SZ}"),
+            ("entries", str(len(found))),
+        ]
+    )
+    emit_table(["CERTIFICATE", "REVOKED", "REASON"], [tuple(_entry(each).values()) for each in found])
+
+
+def fetch(url: str, timeout: float) -> bytes:
+    """A GET in plain HTTP. Raises NftrustError(PEER_UNAVAILABLE)."""
+    if not url.startswith("http://"):
+        raise NftrustError(Reason.PEER_INCOMPATIBLE, "the CRL's URL is not one of plain HTTP")
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310 - see above
+            content: bytes = answer.read(MAX_CRL_BYTES)
+            return content
+    except (OSError, ValueError):
+        raise NftrustError(Reason.PEER_UNAVAILABLE, f"{url} does not answer") from None
+
+
+def read_crl(encoded: bytes, issuing: x509.Certificate) -> x509.CertificateRevocationList:
+    """Raises NftrustError(RESPONSE_INVALID) if it is none of this CA."""
+    key = issuing.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    try:
+        found = x509.load_der_x509_crl(encoded)
+        good = found.is_signature_valid(key) and found.issuer == issuing.subject
+    except ValueError:
+        good = False
+    if not good:
+        raise NftrustError(Reason.RESPONSE_INVALID, "the CRL is not signed by the issuing CA")
+    return found
+
+
+def _entry(revoked: x509.RevokedCertificate) -> dict[str, str]:
+    try:
+        reason = revoked.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
+    except x509.ExtensionNotFound:
+        reason = "unspecified"
+    date = f"{revoked.revocation_date_utc:%Y-%m-%d %H:%M:%SZ}"
+    return {"certificate": f"certificates/{revoked.serial_number:x}", "revoke_time": date, "reason": reason}
 
 
 @ca.command("reinstate")
@@ -100,49 +172,6 @@ def list_registrations(config: str, nf_reference: str | None, output: str) -> No
             for item in found
         ],
     )
-
-
-@click.group()
-def certificate() -> None:
-    """Certificates issued by the CA/RA."""
-
-
-@certificate.command("list")
-@click.argument("nf_reference", metavar="[NF]", required=False)
-@OUTPUT
-@click.pass_obj
-def list_certificates(config: str, nf_reference: str | None, output: str) -> None:
-    """Certificates, the newest first; of one NF or of all."""
-    with Session.open(Path(config)) as session:
-        nf_instance_id = resolve(session, nf_reference).nf_instance_id if nf_reference else ""
-        request = certificate_pb.ListCertificatesRequest(nf_instance_id=nf_instance_id, page_size=1000)
-        found = session.certificates().ListCertificates(request, timeout=session.timeout).certificates
-    if output == "json":
-        emit_json([as_dict(item) for item in found])
-        return
-    emit_table(
-        ["CERTIFICATE", "NF INSTANCE ID", "VALID UNTIL", "CONFIRMED"],
-        [(item.name, item.nf_instance_id, time(item.not_after), time(item.confirm_time)) for item in found],
-    )
-
-
-@certificate.command("show")
-@click.argument("name")
-@click.option("--pem", is_flag=True, help="Print PEM only.")
-@OUTPUT
-@click.pass_obj
-def show_certificate(config: str, name: str, pem: bool, output: str) -> None:
-    """One certificate, readably."""
-    with Session.open(Path(config)) as session:
-        found = session.certificates().GetCertificate(
-            certificate_pb.GetCertificateRequest(name=name), timeout=session.timeout
-        )
-    if output == "json":
-        emit_json(as_dict(found))
-    elif pem:
-        click.echo(found.pem, nl=False)
-    else:
-        emit_fields(describe(x509.load_pem_x509_certificate(found.pem.encode())))
 
 
 @click.group()

@@ -13,7 +13,7 @@ import sys
 import click
 
 from nftrust import __version__
-from nftrust.cli import inspection, lab, network_functions, pki
+from nftrust.cli import certificates, inspection, lab, network_functions, pki
 from nftrust.cli.doctor.command import doctor
 from nftrust.errors import Code, NftrustError, Reason
 
@@ -42,7 +42,9 @@ cli.add_command(network_functions.enrolment)
 cli.add_command(inspection.ca)
 cli.add_command(inspection.audit)
 cli.add_command(inspection.registration)
-cli.add_command(inspection.certificate)
+cli.add_command(certificates.certificate)
+cli.add_command(certificates.certificate, "cert")
+cli.add_command(certificates.expiry)
 cli.add_command(pki.pki)
 cli.add_command(doctor)
 cli.add_command(lab.lab)

@@ -1,5 +1,5 @@
-"""A small HTTP/1.1 server on h11 for what PKI serves in plain HTTP: CRLs, CA certificates."""
+"""A small HTTP/1.1 server on h11 for what PKI serves in plain HTTP: CRLs, OCSP, CA certificates."""
 
-from nftrust.http.server import HttpServer, Request, Response
+from nftrust.http.server import Handler, HttpServer, Request, Response
 
-__all__ = ["HttpServer", "Request", "Response"]
+__all__ = ["Handler", "HttpServer", "Request", "Response"]

@@ -147,7 +147,7 @@ class Lab:
                 "enrolment": f"{HOST}:{settings.ca_ra_enrolment_port}",
                 "cmp": None,
                 "crl": f"{base}/crl/issuing.crl",
-                "ocsp": None,
+                "ocsp": f"{base}/ocsp",
                 "probe": self.probe("ca_ra"),
             },
             "verifier": {

@@ -1,4 +1,4 @@
-"""CA certificates, the response certificate and CRLs (TS 33.310 clauses 6.1.4a and 6.1a; RFC 5280).
+"""CA certificates, those of the response key and of the OCSP responder (TS 33.310 clauses 6.1.4a and 6.1a; RFC 5280).
 
 Keys are pyca private keys: they may live in a token.
 """
@@ -10,8 +10,7 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID, ObjectIdentifier
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from nftrust.errors import NftrustError, Reason
 from nftrust.x509.issuance import new_serial
@@ -153,20 +152,25 @@ def make_response_certificate(
     )
 
 
-def make_crl(
-    ca_key: ec.EllipticCurvePrivateKey, ca: x509.Certificate, number: int, now: datetime, lifetime: timedelta
-) -> bytes:
-    """An empty CRL v2 with number, DER (RFC 5280 clause 5)."""
-    crl = (
-        x509.CertificateRevocationListBuilder()
+def make_ocsp_certificate(
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    public_key: ec.EllipticCurvePublicKey,
+    subject: x509.Name,
+    now: datetime,
+    lifetime: timedelta,
+) -> x509.Certificate:
+    """A delegated OCSP responder, not itself to be checked, so that it must live briefly (RFC 6960 clause 4.2.2.2)."""
+    lifetime = min(lifetime, ca.not_valid_after_utc - now.replace(microsecond=0))
+    return (
+        _start(subject, public_key, now, lifetime)
         .issuer_name(ca.subject)
-        .last_update(now.replace(microsecond=0))
-        .next_update(now.replace(microsecond=0) + lifetime)
-        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.KeyUsage(True, False, False, False, False, False, False, False, False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=True)
+        .add_extension(x509.OCSPNoCheck(), critical=False)
         .add_extension(_authority_key_id(ca), critical=False)
         .sign(ca_key, signature_hash(ca_key.public_key()))
     )
-    return crl.public_bytes(Encoding.DER)
 
 
 def check_response_certificate(

@@ -47,7 +47,12 @@ class Prepared:
         half = len(raw_signature) // 2
         r, s = int.from_bytes(raw_signature[:half], "big"), int.from_bytes(raw_signature[half:], "big")
         signature = b"\x00" + encode_dss_signature(r, s)
-        return _tlv(0x30, self.tbs + _ALGORITHM[self.hash_name] + _tlv(0x03, signature))
+        return tlv(0x30, self.tbs + algorithm_identifier(self.hash_name) + tlv(0x03, signature))
+
+
+def algorithm_identifier(hash_name: str) -> bytes:
+    """ECDSA with that hash as AlgorithmIdentifier, DER."""
+    return _ALGORITHM[hash_name]
 
 
 def new_serial() -> int:
@@ -62,7 +67,7 @@ def prepare(
     ca_key = issuer.certificate.public_key()
     assert isinstance(ca_key, ec.EllipticCurvePublicKey)
     builder = nf_profile.build(profile, identity, key, issuer, new_serial(), now)
-    draft = builder.sign(_throwaway(ca_key.curve.name), signature_hash(ca_key))
+    draft = builder.sign(throwaway(ca_key.curve.name), signature_hash(ca_key))
     nf_profile.lint(draft, identity, key, issuer)
     return Prepared(
         tbs=draft.tbs_certificate_bytes,
@@ -74,11 +79,13 @@ def prepare(
 
 
 @cache
-def _throwaway(curve: str) -> ec.EllipticCurvePrivateKey:
+def throwaway(curve: str) -> ec.EllipticCurvePrivateKey:
+    """A key to build drafts with, which nobody keeps."""
     return ec.generate_private_key(ec.SECP384R1() if curve == "secp384r1" else ec.SECP256R1())
 
 
-def _tlv(tag: int, value: bytes) -> bytes:
+def tlv(tag: int, value: bytes) -> bytes:
+    """One DER element (X.690 clause 8.1)."""
     length = len(value)
     if length < 0x80:
         return bytes((tag, length)) + value

@@ -51,6 +51,7 @@ class Issuer:
     certificate: x509.Certificate
     crl_url: str
     ca_issuers_url: str
+    ocsp_url: str
     #: Subject of every NF certificate: C and O.
     nf_subject: x509.Name
 
@@ -82,7 +83,7 @@ def build(
         .add_extension(identity.alternative_names(), critical=True)
         .add_extension(nftypes.encode([identity.nf_type]), critical=False)
         .add_extension(_crl_points(issuer), critical=False)
-        .add_extension(_ca_issuers(issuer), critical=False)
+        .add_extension(_information_access(issuer), critical=False)
     )
 
 
@@ -96,9 +97,15 @@ def _crl_points(issuer: Issuer) -> x509.CRLDistributionPoints:
     return x509.CRLDistributionPoints([x509.DistributionPoint([url], None, None, None)])
 
 
-def _ca_issuers(issuer: Issuer) -> x509.AuthorityInformationAccess:
-    url = x509.UniformResourceIdentifier(issuer.ca_issuers_url)
-    return x509.AuthorityInformationAccess([x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, url)])
+def _information_access(issuer: Issuer) -> x509.AuthorityInformationAccess:
+    """Where the issuer's certificate and its OCSP responder are (RFC 5280 clause 4.2.2.1)."""
+    places = (
+        (AuthorityInformationAccessOID.OCSP, issuer.ocsp_url),
+        (AuthorityInformationAccessOID.CA_ISSUERS, issuer.ca_issuers_url),
+    )
+    return x509.AuthorityInformationAccess(
+        [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for method, url in places]
+    )
 
 
 #: (extension class or OID, critical) in the table; all are present in each certificate.
@@ -144,7 +151,7 @@ def _first_problem(certificate: x509.Certificate, identity: NfIdentity, key: NfP
         "subjectKeyIdentifier": extensions[x509.SubjectKeyIdentifier.oid].value
         == x509.SubjectKeyIdentifier.from_public_key(key),
         "cRLDistributionPoints": extensions[x509.CRLDistributionPoints.oid].value == _crl_points(issuer),
-        "authorityInfoAccess": extensions[x509.AuthorityInformationAccess.oid].value == _ca_issuers(issuer),
+        "authorityInfoAccess": extensions[x509.AuthorityInformationAccess.oid].value == _information_access(issuer),
         "serial": 0 < certificate.serial_number < 1 << 159,
         "issuer": certificate.issuer == ca.subject,
         "subject": certificate.subject == issuer.nf_subject,

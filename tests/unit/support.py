@@ -123,7 +123,7 @@ class NfCa:
     @property
     def issuer(self) -> Issuer:
         base = "http://pki.example.org/ca"
-        return Issuer(self.issuing, f"{base}.crl", f"{base}.cer", SUBJECT)
+        return Issuer(self.issuing, f"{base}.crl", f"{base}.cer", f"{base}/ocsp", SUBJECT)
 
     def issue(
         self,

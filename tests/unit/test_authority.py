@@ -206,21 +206,5 @@ def test_chain_that_has_expired() -> None:
         check_response_certificate(short.response, short.chain, NOW + 3 * DAY)
 
 
-# CRL
-
-
-def test_crl() -> None:
-    der = authority.make_crl(CA.issuing_key, CA.issuing, 7, NOW, DAY)
-    crl = x509.load_der_x509_crl(der)
-    assert crl.is_signature_valid(CA.issuing_key.public_key())
-    assert (crl.issuer, len(crl)) == (CA.issuing.subject, 0)
-    assert (crl.last_update_utc, crl.next_update_utc) == (NOW, NOW + DAY)
-    number = crl.extensions.get_extension_for_class(x509.CRLNumber)
-    assert (number.critical, number.value.crl_number) == (False, 7)
-    identifier = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
-    assert (identifier.critical, identifier.value.key_identifier) == (False, key_id(CA.issuing))
-    assert len(crl.extensions) == 2
-
-
 def test_an_nf_certificate_leads_to_the_root() -> None:
     validate_path([CA.issue(AMF), CA.issuing], [CA.root], NOW)

@@ -128,9 +128,13 @@ def test_where_to_find_the_crl_and_the_issuer(certificate: x509.Certificate) -> 
     [point] = value(certificate, x509.CRLDistributionPoints)
     assert point.full_name == [x509.UniformResourceIdentifier(CA.issuer.crl_url)]
     assert (point.reasons, point.crl_issuer, point.relative_name) == (None, None, None)
-    [access] = value(certificate, x509.AuthorityInformationAccess)
-    assert access.access_method == AuthorityInformationAccessOID.CA_ISSUERS
-    assert access.access_location == x509.UniformResourceIdentifier(CA.issuer.ca_issuers_url)
+    access = [
+        (item.access_method, item.access_location) for item in value(certificate, x509.AuthorityInformationAccess)
+    ]
+    assert access == [
+        (AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(CA.issuer.ocsp_url)),
+        (AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(CA.issuer.ca_issuers_url)),
+    ]
 
 
 def test_an_scp_has_no_api_root() -> None:

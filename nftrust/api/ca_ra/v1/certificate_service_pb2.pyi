@@ -7,11 +7,44 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _RevocationReason:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RevocationReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RevocationReason.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REVOCATION_REASON_UNSPECIFIED: _RevocationReason.ValueType  # 0
+    NOT_GIVEN: _RevocationReason.ValueType  # 1
+    KEY_COMPROMISE: _RevocationReason.ValueType  # 2
+    AFFILIATION_CHANGED: _RevocationReason.ValueType  # 4
+    SUPERSEDED: _RevocationReason.ValueType  # 5
+    CESSATION_OF_OPERATION: _RevocationReason.ValueType  # 6
+    PRIVILEGE_WITHDRAWN: _RevocationReason.ValueType  # 10
+
+class RevocationReason(_RevocationReason, metaclass=_RevocationReasonEnumTypeWrapper):
+    """Why a certificate is revoked (RFC 5280 clause 5.3.1); the values are those of CRLReason, plus one."""
+
+REVOCATION_REASON_UNSPECIFIED: RevocationReason.ValueType  # 0
+NOT_GIVEN: RevocationReason.ValueType  # 1
+KEY_COMPROMISE: RevocationReason.ValueType  # 2
+AFFILIATION_CHANGED: RevocationReason.ValueType  # 4
+SUPERSEDED: RevocationReason.ValueType  # 5
+CESSATION_OF_OPERATION: RevocationReason.ValueType  # 6
+PRIVILEGE_WITHDRAWN: RevocationReason.ValueType  # 10
+global___RevocationReason = RevocationReason
 
 @typing.final
 class Certificate(google.protobuf.message.Message):
@@ -27,11 +60,14 @@ class Certificate(google.protobuf.message.Message):
     NOT_AFTER_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     CONFIRM_TIME_FIELD_NUMBER: builtins.int
+    REVOKE_TIME_FIELD_NUMBER: builtins.int
+    REVOCATION_REASON_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`certificates/{serial number, lower-case hexadecimal}`"""
     nf_instance_id: builtins.str
     registration: builtins.str
     pem: builtins.str
+    revocation_reason: global___RevocationReason.ValueType
     @property
     def not_before(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -41,6 +77,10 @@ class Certificate(google.protobuf.message.Message):
     @property
     def confirm_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Set once the NF has confirmed it."""
+
+    @property
+    def revoke_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Set once it is revoked."""
 
     def __init__(
         self,
@@ -53,11 +93,31 @@ class Certificate(google.protobuf.message.Message):
         not_after: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         confirm_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        revoke_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        revocation_reason: global___RevocationReason.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["confirm_time", b"confirm_time", "create_time", b"create_time", "not_after", b"not_after", "not_before", b"not_before"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["confirm_time", b"confirm_time", "create_time", b"create_time", "name", b"name", "nf_instance_id", b"nf_instance_id", "not_after", b"not_after", "not_before", b"not_before", "pem", b"pem", "registration", b"registration"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["confirm_time", b"confirm_time", "create_time", b"create_time", "not_after", b"not_after", "not_before", b"not_before", "revoke_time", b"revoke_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["confirm_time", b"confirm_time", "create_time", b"create_time", "name", b"name", "nf_instance_id", b"nf_instance_id", "not_after", b"not_after", "not_before", b"not_before", "pem", b"pem", "registration", b"registration", "revocation_reason", b"revocation_reason", "revoke_time", b"revoke_time"]) -> None: ...
 
 global___Certificate = Certificate
+
+@typing.final
+class RevokeCertificateRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    reason: global___RevocationReason.ValueType
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        reason: global___RevocationReason.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "reason", b"reason"]) -> None: ...
+
+global___RevokeCertificateRequest = RevokeCertificateRequest
 
 @typing.final
 class GetCertificateRequest(google.protobuf.message.Message):
@@ -81,17 +141,28 @@ class ListCertificatesRequest(google.protobuf.message.Message):
     NF_INSTANCE_ID_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    EXPIRE_BEFORE_FIELD_NUMBER: builtins.int
+    EXCLUDE_REVOKED_FIELD_NUMBER: builtins.int
     nf_instance_id: builtins.str
     page_size: builtins.int
     page_token: builtins.str
+    exclude_revoked: builtins.bool
+    """Only those that are not revoked."""
+    @property
+    def expire_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Only those whose validity ends before this time."""
+
     def __init__(
         self,
         *,
         nf_instance_id: builtins.str = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        expire_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        exclude_revoked: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["nf_instance_id", b"nf_instance_id", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expire_before", b"expire_before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["exclude_revoked", b"exclude_revoked", "expire_before", b"expire_before", "nf_instance_id", b"nf_instance_id", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 global___ListCertificatesRequest = ListCertificatesRequest
 
@@ -140,6 +211,7 @@ class CertificateAuthority(google.protobuf.message.Message):
     CRL_NEXT_UPDATE_FIELD_NUMBER: builtins.int
     ENROLMENT_ENDPOINTS_FIELD_NUMBER: builtins.int
     ENROLMENT_TRUST_ANCHORS_PEM_FIELD_NUMBER: builtins.int
+    OCSP_URL_FIELD_NUMBER: builtins.int
     ca_id: builtins.str
     """SHA-256 of the issuing CA's SubjectPublicKeyInfo, base64url without padding."""
     issuing_ca_pem: builtins.str
@@ -150,6 +222,7 @@ class CertificateAuthority(google.protobuf.message.Message):
     certificate_count: builtins.int
     enrolment_trust_anchors_pem: builtins.str
     """By what NFs are told to trust those endpoints, PEM."""
+    ocsp_url: builtins.str
     @property
     def crl_next_update(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -169,8 +242,9 @@ class CertificateAuthority(google.protobuf.message.Message):
         crl_next_update: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         enrolment_endpoints: collections.abc.Iterable[builtins.str] | None = ...,
         enrolment_trust_anchors_pem: builtins.str = ...,
+        ocsp_url: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["crl_next_update", b"crl_next_update"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ca_id", b"ca_id", "certificate_count", b"certificate_count", "crl_next_update", b"crl_next_update", "crl_url", b"crl_url", "enrolment_endpoints", b"enrolment_endpoints", "enrolment_trust_anchors_pem", b"enrolment_trust_anchors_pem", "home_domain", b"home_domain", "issuing_ca_pem", b"issuing_ca_pem", "response_certificate_pem", b"response_certificate_pem", "root_ca_pem", b"root_ca_pem"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ca_id", b"ca_id", "certificate_count", b"certificate_count", "crl_next_update", b"crl_next_update", "crl_url", b"crl_url", "enrolment_endpoints", b"enrolment_endpoints", "enrolment_trust_anchors_pem", b"enrolment_trust_anchors_pem", "home_domain", b"home_domain", "issuing_ca_pem", b"issuing_ca_pem", "ocsp_url", b"ocsp_url", "response_certificate_pem", b"response_certificate_pem", "root_ca_pem", b"root_ca_pem"]) -> None: ...
 
 global___CertificateAuthority = CertificateAuthority

@@ -25,6 +25,11 @@ class CertificateServiceStub(object):
                 request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.ListCertificatesRequest.SerializeToString,
                 response_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.ListCertificatesResponse.FromString,
                 )
+        self.RevokeCertificate = channel.unary_unary(
+                '/nftrust.api.ca_ra.v1.CertificateService/RevokeCertificate',
+                request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.RevokeCertificateRequest.SerializeToString,
+                response_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.Certificate.FromString,
+                )
         self.GetCertificateAuthority = channel.unary_unary(
                 '/nftrust.api.ca_ra.v1.CertificateService/GetCertificateAuthority',
                 request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.GetCertificateAuthorityRequest.SerializeToString,
@@ -50,6 +55,14 @@ class CertificateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeCertificate(self, request, context):
+        """Caller: OAM. Cannot be undone. The CRL that lists it is published within seconds. Revoking it again for the same
+        reason changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCertificateAuthority(self, request, context):
         """Caller: OAM, CM proxy.
         """
@@ -69,6 +82,11 @@ def add_CertificateServiceServicer_to_server(servicer, server):
                     servicer.ListCertificates,
                     request_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.ListCertificatesRequest.FromString,
                     response_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.ListCertificatesResponse.SerializeToString,
+            ),
+            'RevokeCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeCertificate,
+                    request_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.RevokeCertificateRequest.FromString,
+                    response_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.Certificate.SerializeToString,
             ),
             'GetCertificateAuthority': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCertificateAuthority,
@@ -117,6 +135,23 @@ class CertificateService(object):
         return grpc.experimental.unary_unary(request, target, '/nftrust.api.ca_ra.v1.CertificateService/ListCertificates',
             nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.ListCertificatesRequest.SerializeToString,
             nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.ListCertificatesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RevokeCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/nftrust.api.ca_ra.v1.CertificateService/RevokeCertificate',
+            nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.RevokeCertificateRequest.SerializeToString,
+            nftrust_dot_api_dot_ca__ra_dot_v1_dot_certificate__service__pb2.Certificate.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -33,6 +33,14 @@ class CertificateServiceStub:
     ]
     """Caller: OAM, CM proxy. Newest first."""
 
+    RevokeCertificate: grpc.UnaryUnaryMultiCallable[
+        nftrust.api.ca_ra.v1.certificate_service_pb2.RevokeCertificateRequest,
+        nftrust.api.ca_ra.v1.certificate_service_pb2.Certificate,
+    ]
+    """Caller: OAM. Cannot be undone. The CRL that lists it is published within seconds. Revoking it again for the same
+    reason changes nothing.
+    """
+
     GetCertificateAuthority: grpc.UnaryUnaryMultiCallable[
         nftrust.api.ca_ra.v1.certificate_service_pb2.GetCertificateAuthorityRequest,
         nftrust.api.ca_ra.v1.certificate_service_pb2.CertificateAuthority,
@@ -53,6 +61,14 @@ class CertificateServiceAsyncStub:
         nftrust.api.ca_ra.v1.certificate_service_pb2.ListCertificatesResponse,
     ]
     """Caller: OAM, CM proxy. Newest first."""
+
+    RevokeCertificate: grpc.aio.UnaryUnaryMultiCallable[
+        nftrust.api.ca_ra.v1.certificate_service_pb2.RevokeCertificateRequest,
+        nftrust.api.ca_ra.v1.certificate_service_pb2.Certificate,
+    ]
+    """Caller: OAM. Cannot be undone. The CRL that lists it is published within seconds. Revoking it again for the same
+    reason changes nothing.
+    """
 
     GetCertificateAuthority: grpc.aio.UnaryUnaryMultiCallable[
         nftrust.api.ca_ra.v1.certificate_service_pb2.GetCertificateAuthorityRequest,
@@ -78,6 +94,16 @@ class CertificateServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[nftrust.api.ca_ra.v1.certificate_service_pb2.ListCertificatesResponse, collections.abc.Awaitable[nftrust.api.ca_ra.v1.certificate_service_pb2.ListCertificatesResponse]]:
         """Caller: OAM, CM proxy. Newest first."""
+
+    @abc.abstractmethod
+    def RevokeCertificate(
+        self,
+        request: nftrust.api.ca_ra.v1.certificate_service_pb2.RevokeCertificateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nftrust.api.ca_ra.v1.certificate_service_pb2.Certificate, collections.abc.Awaitable[nftrust.api.ca_ra.v1.certificate_service_pb2.Certificate]]:
+        """Caller: OAM. Cannot be undone. The CRL that lists it is published within seconds. Revoking it again for the same
+        reason changes nothing.
+        """
 
     @abc.abstractmethod
     def GetCertificateAuthority(

@@ -1,0 +1,149 @@
+"""Storage of revocations and of the CRLs that list them: each method one transaction or one read."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, func, select
+
+from ca_ra.model import IssuedCertificate, PublishedCrl, Revocation
+from ca_ra.rows import ACTOR, certificate_of, find_certificate, is_revoked, revoke
+from ca_ra.tables import certificate, crl, revocation
+from nftrust.errors import NftrustError, Reason
+from nftrust.storage import Store, Transaction
+from nftrust.storage.transaction import Executor
+from nftrust.x509.crl import RevocationReason, Revoked
+
+
+class SqlRevocationStore:
+    """Implements RevocationStore on :class:`nftrust.storage.Store`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def revoke(
+        self, serial: str, reason: RevocationReason, actor: str, tenants: tuple[str, ...]
+    ) -> tuple[IssuedCertificate, Revocation]:
+        """Revoke, or find it revoked for the same reason.
+
+        Raises NftrustError(CERTIFICATE_NOT_FOUND, CERTIFICATE_REVOKED, CERTIFICATE_EXPIRED).
+        """
+
+        def work(tx: Transaction) -> tuple[IssuedCertificate, Revocation]:
+            known = find_certificate(tx, serial)
+            if known is None or ("*" not in tenants and known.tenant not in tenants):
+                raise NftrustError(Reason.CERTIFICATE_NOT_FOUND)
+            before = tx.execute(select(revocation).where(revocation.c.serial == serial)).one_or_none()
+            if before is not None:
+                if before.reason != reason:
+                    raise NftrustError(Reason.CERTIFICATE_REVOKED)
+                return known, revocation_of(before)
+            if known.not_after <= tx.now:
+                raise NftrustError(Reason.CERTIFICATE_EXPIRED)
+            return known, revoke(tx, known, reason, actor)
+
+        return await self._store.write(work)
+
+    async def revocations(self, serials: list[str]) -> dict[str, Revocation]:
+        """Those of these certificates that are revoked."""
+        statement = select(revocation).where(revocation.c.serial.in_(serials))
+        return await self._store.read(lambda c: {row.serial: revocation_of(row) for row in c.execute(statement)})
+
+    async def status(self, serial: str) -> tuple[bool, Revocation | None]:
+        """Whether the CA has issued it, and its revocation."""
+        statement = (
+            select(certificate.c.serial.label("issued"), revocation)
+            .outerjoin_from(certificate, revocation, revocation.c.serial == certificate.c.serial)
+            .where(certificate.c.serial == serial)
+        )
+
+        def work(executor: Executor) -> tuple[bool, Revocation | None]:
+            row = executor.execute(statement).one_or_none()
+            if row is None:
+                return False, None
+            return True, None if row.reason is None else revocation_of(row)
+
+        return await self._store.read(work)
+
+    async def revoke_unconfirmed(self, before: datetime, limit: int) -> int:
+        """Revoke what was issued before that time and never confirmed (security rule 13); how many."""
+        unconfirmed = (
+            select(certificate)
+            .outerjoin_from(certificate, revocation, revocation.c.serial == certificate.c.serial)
+            .where(certificate.c.confirm_time.is_(None), certificate.c.create_time < before)
+            .where(revocation.c.serial.is_(None))
+            .limit(limit)
+        )
+
+        def due(executor: Executor) -> list[IssuedCertificate]:
+            return [certificate_of(row) for row in executor.execute(unconfirmed)]
+
+        if not await self._store.read(due):
+            return 0  # nothing is written where nothing is to be done
+
+        def work(tx: Transaction) -> int:
+            found = [each for each in due(tx) if not is_revoked(tx, each.serial) and each.not_after > tx.now]
+            for each in found:
+                revoke(tx, each, RevocationReason.CESSATION_OF_OPERATION, ACTOR)
+            return len(found)
+
+        return await self._store.write(work)
+
+    async def entries(self, not_before: datetime) -> tuple[int, list[Revoked]]:
+        """What a CRL has to list: revoked certificates that end after ``not_before``; and the last one's sequence."""
+        listed = select(revocation.c.serial, revocation.c.revoke_time, revocation.c.reason).where(
+            revocation.c.not_after > not_before
+        )
+
+        def work(executor: Executor) -> tuple[int, list[Revoked]]:
+            rows = executor.execute(listed.order_by(revocation.c.sequence)).all()
+            return _last(executor), [
+                Revoked(int(row.serial, 16), row.revoke_time, RevocationReason(row.reason)) for row in rows
+            ]
+
+        return await self._store.read(work)
+
+    async def last_revocation(self) -> int:
+        """Its sequence; 0 before the first."""
+        return await self._store.read(_last)
+
+    async def latest_crl(self) -> PublishedCrl | None:
+        statement = select(crl).order_by(crl.c.number.desc()).limit(1)
+
+        def work(executor: Executor) -> PublishedCrl | None:
+            row = executor.execute(statement).one_or_none()
+            return None if row is None else PublishedCrl(row.number, bytes(row.der), row.next_update, row.revocations)
+
+        return await self._store.read(work)
+
+    async def add_crl(self, new: PublishedCrl, this_update: datetime, keep: timedelta) -> bool:
+        """Publish; False where another front was first with this number. Those that ended long ago are dropped."""
+
+        def work(tx: Transaction) -> bool:
+            added = tx.execute(
+                tx.insert(crl)
+                .values(
+                    number=new.number,
+                    der=new.der,
+                    this_update=this_update,
+                    next_update=new.next_update,
+                    revocations=new.revocations,
+                )
+                .on_conflict_do_nothing(index_elements=[crl.c.number])
+            )
+            if added.rowcount != 1:
+                return False
+            tx.execute(crl.delete().where(crl.c.next_update < tx.now - keep))
+            tx.audit(actor=ACTOR, action="crl.publish", subject=f"crls/{new.number}")
+            return True
+
+        return await self._store.write(work)
+
+
+def revocation_of(row: Row[Any]) -> Revocation:
+    return Revocation(row.revoke_time, RevocationReason(row.reason))
+
+
+def _last(executor: Executor) -> int:
+    return int(executor.execute(select(func.coalesce(func.max(revocation.c.sequence), 0))).scalar_one())

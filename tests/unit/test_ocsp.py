@@ -1,0 +1,193 @@
+"""The OCSP responder: answers, and what it says to what is no question for it."""
+
+from __future__ import annotations
+
+import base64
+import urllib.parse
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ca_ra import ocsp as module
+from ca_ra.authority import Authority
+from ca_ra.model import Revocation
+from ca_ra.ocsp import MAX_REQUEST_BYTES, OcspService, Responder
+from nftrust.clock import GuardedClock, SystemClock
+from nftrust.errors import NftrustError, Reason
+from nftrust.http import Request
+from nftrust.x509.authority import make_ocsp_certificate
+from nftrust.x509.crl import RevocationReason
+from tests.unit.support import AMF, NOW, NfCa
+
+CA = NfCa("ocsp")
+OTHER = NfCa("other")
+KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+class Source:
+    """What the CA knows, in memory."""
+
+    def __init__(self) -> None:
+        self.issued: dict[str, Revocation | None] = {}
+        self.error: NftrustError | None = None
+
+    async def status(self, serial: str) -> tuple[bool, Revocation | None]:
+        if self.error is not None:
+            raise self.error
+        return serial in self.issued, self.issued.get(serial)
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def service(source: Source) -> OcspService:
+    authority = Authority.of(
+        CA.chain, CA.response, public_url="http://localhost:1", country="DE", home_domain="5gc.example"
+    )
+    made = OcspService(authority, None, source, GuardedClock(SystemClock()))  # type: ignore[arg-type]
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "OCSP")])
+    certificate = make_ocsp_certificate(
+        CA.issuing_key, CA.issuing, KEY.public_key(), subject, NOW, module.RESPONDER_LIFETIME
+    )
+    made._responder = Responder(KEY, certificate)  # type: ignore[arg-type]
+    return made
+
+
+def question(
+    serial: int, issuer: x509.Certificate = CA.issuing, algorithm: Any = None, nonce: bytes | None = None
+) -> bytes:
+    algorithm = algorithm or hashes.SHA256()
+
+    def digest(data: bytes) -> bytes:
+        hasher = hashes.Hash(algorithm)
+        hasher.update(data)
+        return hasher.finalize()
+
+    key = issuer.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    point = key.public_bytes(Encoding.X962, module.PublicFormat.UncompressedPoint)
+    builder = ocsp.OCSPRequestBuilder().add_certificate_by_hash(
+        digest(issuer.subject.public_bytes()), digest(point), serial, algorithm
+    )
+    if nonce is not None:
+        builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
+    return builder.build().public_bytes(Encoding.DER)
+
+
+def post(body: bytes) -> Request:
+    return Request("POST", "/ocsp", body)
+
+
+def get(body: bytes) -> Request:
+    return Request("GET", "/ocsp/" + urllib.parse.quote(base64.b64encode(body).decode(), safe=""))
+
+
+async def ask(service: OcspService, request: Request) -> ocsp.OCSPResponse:
+    answer = await service.handle(request)
+    assert (answer.status, answer.content_type) == (200, "application/ocsp-response")
+    return ocsp.load_der_ocsp_response(answer.body)
+
+
+@pytest.mark.parametrize("send", [post, get])
+@pytest.mark.parametrize("algorithm", [hashes.SHA1(), hashes.SHA256()], ids=lambda algorithm: algorithm.name)
+async def test_good_revoked_and_unknown(
+    service: OcspService, source: Source, send: Callable[[bytes], Request], algorithm: hashes.HashAlgorithm
+) -> None:
+    revocation = Revocation(NOW - timedelta(hours=1), RevocationReason.KEY_COMPROMISE)
+    source.issued = {"1": None, "2": revocation}
+    good, revoked, unknown = [await ask(service, send(question(n, algorithm=algorithm))) for n in (1, 2, 3)]
+    assert good.certificate_status is ocsp.OCSPCertStatus.GOOD
+    assert revoked.certificate_status is ocsp.OCSPCertStatus.REVOKED
+    assert revoked.revocation_time_utc == revocation.time
+    assert revoked.revocation_reason is x509.ReasonFlags.key_compromise
+    assert unknown.certificate_status is ocsp.OCSPCertStatus.UNKNOWN
+    for answer in (good, revoked, unknown):
+        assert answer.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL
+        [responder] = answer.certificates
+        responder.verify_directly_issued_by(CA.issuing)
+        assert answer.signature_hash_algorithm is not None
+        KEY.public_key().verify(answer.signature, answer.tbs_response_bytes, ec.ECDSA(hashes.SHA256()))
+        assert answer.next_update_utc is not None
+        assert answer.this_update_utc <= NOW + timedelta(minutes=1) < answer.next_update_utc
+
+
+def test_the_responders_certificate() -> None:
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "OCSP")])
+    made = make_ocsp_certificate(CA.issuing_key, CA.issuing, KEY.public_key(), subject, NOW, timedelta(days=7))
+    usage = made.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    assert (usage.critical, list(usage.value)) == (True, [x509.ExtendedKeyUsageOID.OCSP_SIGNING])
+    assert made.extensions.get_extension_for_class(x509.OCSPNoCheck)
+    assert made.not_valid_after_utc - NOW <= timedelta(days=7)
+
+
+async def test_a_nonce_comes_back(service: OcspService) -> None:
+    for nonce in (b"n", bytes(range(128))):
+        answer = await ask(service, post(question(1, nonce=nonce)))
+        assert answer.extensions.get_extension_for_class(x509.OCSPNonce).value.nonce == nonce
+    assert len((await ask(service, post(question(1)))).extensions) == 0
+
+
+@pytest.mark.parametrize("nonce", [b"", bytes(129)])
+async def test_a_nonce_of_another_size_is_refused(service: OcspService, nonce: bytes) -> None:
+    answer = await ask(service, post(question(1, nonce=nonce)))
+    assert answer.response_status is ocsp.OCSPResponseStatus.MALFORMED_REQUEST
+
+
+@pytest.mark.parametrize(
+    "body", [question(1, issuer=OTHER.issuing), question(1, issuer=CA.root), question(1, algorithm=hashes.SHA384())]
+)
+async def test_another_issuer_is_none_of_ours(service: OcspService, source: Source, body: bytes) -> None:
+    source.issued = {"1": None}
+    assert (await ask(service, post(body))).response_status is ocsp.OCSPResponseStatus.UNAUTHORIZED
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post(b""),
+        post(b"\xff" * 100),
+        post(question(1) + b"\0"),
+        post(question(1)[:-1]),
+        post(bytes(MAX_REQUEST_BYTES + 1)),
+        Request("GET", "/ocsp/"),
+        Request("GET", "/ocsp/not base64"),
+        Request("GET", "/ocsp/" + "A" * 9000),
+    ],
+    ids=range(8),
+)
+async def test_what_is_no_question(service: OcspService, request_: Request) -> None:
+    assert (await ask(service, request_)).response_status is ocsp.OCSPResponseStatus.MALFORMED_REQUEST
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_garbage_raises_only_value_errors(body: bytes) -> None:
+    for encoded in (body, question(1)[:20] + body, question(1) + body):
+        try:
+            module._parse(encoded)
+        except ValueError:
+            continue
+
+
+@pytest.mark.parametrize("reason", [Reason.STORAGE_UNAVAILABLE, Reason.TOKEN_UNAVAILABLE])
+async def test_an_outage_says_try_later(service: OcspService, source: Source, reason: Reason) -> None:
+    source.error = NftrustError(reason)
+    assert (await ask(service, post(question(1)))).response_status is ocsp.OCSPResponseStatus.TRY_LATER
+
+
+def test_an_issued_certificate_points_to_its_status() -> None:
+    access = CA.issue(AMF).extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    methods = {item.access_method for item in access}
+    assert methods == {x509.AuthorityInformationAccessOID.OCSP, x509.AuthorityInformationAccessOID.CA_ISSUERS}
