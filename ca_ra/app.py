@@ -36,7 +36,7 @@ from nftrust.http import Handler, HttpServer, Request, Response
 from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import token_private_key
-from nftrust.pkcs11.operations import ListKeys
+from nftrust.pkcs11.operations import ListKeys, ProveCustody
 from nftrust.role import audit_service, diagnosis_service, metrics
 from nftrust.role.health import Served
 from nftrust.rpc.authz import ANYONE, AuthorisationTable, infrastructure
@@ -80,8 +80,8 @@ FAILED_PROOFS_PER_SECOND, FAILED_PROOFS_BURST = 20.0, 200.0
 async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[Served]:
     """Serve until the end of the block, then drain.
 
-    Raises NftrustError: CONFIG_INVALID, TOKEN_MISSING, PIN_INCORRECT, KEY_MISSING,
-    SCHEMA_OUTDATED, PORT_IN_USE, LAB_CREDENTIAL, STORAGE_UNAVAILABLE.
+    Raises NftrustError: CONFIG_INVALID, TOKEN_MISSING, PIN_INCORRECT, TOKEN_CUSTODY_UNPROVEN,
+    KEY_MISSING, SCHEMA_OUTDATED, PORT_IN_USE, LAB_CREDENTIAL, STORAGE_UNAVAILABLE.
     """
     verify(config.store, "ca_ra")
     authority = load_authority(config)
@@ -245,8 +245,12 @@ def load_policy(config: CaRaConfig) -> RegistrationPolicy:
 
 
 def _check_token(token: TokenClient, authority: Authority) -> None:
-    """The token holds the CA's keys, and they are the certificates' keys. Raises NftrustError(KEY_MISSING)."""
+    """The token guards IAKs and holds the CA's keys, and they are the certificates' keys.
+
+    Raises NftrustError(TOKEN_CUSTODY_UNPROVEN, KEY_MISSING).
+    """
     token.ready()
+    token.call(ProveCustody())
     present = {key.label for key in token.call(ListKeys())}
     missing = {CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK} - present
     if missing:

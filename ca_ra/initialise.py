@@ -17,7 +17,7 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.files import write_atomically
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import TokenEcPrivateKey, token_private_key
-from nftrust.pkcs11.operations import GenerateKeyPair, GenerateSecret, KeyPairKind, ListKeys, ProbeCustody
+from nftrust.pkcs11.operations import GenerateKeyPair, GenerateSecret, KeyPairKind, ListKeys, ProveCustody
 from nftrust.x509.authority import (
     ca_name,
     check_issuing,
@@ -98,8 +98,7 @@ def _prepare_issuing_token(token: TokenConfig, kind: KeyPairKind) -> ec.Elliptic
     client = TokenClient.worker(token)
     try:
         client.ready()
-        if not client.call(ProbeCustody()).unwrap_template_enforced:
-            raise NftrustError(Reason.TOKEN_CUSTODY_UNPROVEN)
+        client.call(ProveCustody())
         present = {key.label for key in client.call(ListKeys())}
         if VAULT_KEK not in present:
             client.call(GenerateSecret(VAULT_KEK, "kek"))

@@ -34,7 +34,7 @@ from nftrust.files import read_file, write_atomically
 from nftrust.logs import correlation_id
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.keys import TokenEcPrivateKey, token_private_key
-from nftrust.pkcs11.operations import ImportSecret, ListKeys, PublicKey
+from nftrust.pkcs11.operations import ImportSecret, ListKeys, ProveCustody, PublicKey
 from nftrust.x509.path import pem_chain
 
 log = logging.getLogger("nf_agent")
@@ -80,13 +80,15 @@ class NfAgent:
     async def open(cls, config: AgentConfig) -> AsyncIterator[Self]:
         """Start everything; stop it at the end of the block.
 
-        Raises NftrustError(TOKEN_MISSING, PIN_INCORRECT, KEY_MISSING, STATE_FOREIGN,
-        STATE_CORRUPT, PORT_IN_USE, CONFIG_INVALID).
+        Raises NftrustError(TOKEN_MISSING, PIN_INCORRECT, TOKEN_CUSTODY_UNPROVEN, KEY_MISSING,
+        STATE_FOREIGN, STATE_CORRUPT, PORT_IN_USE, CONFIG_INVALID).
         """
         states = StateStore.open(config.state_dir, config.nf_instance_id)
         token = TokenClient.in_process(config.token)
         try:
             await asyncio.to_thread(token.ready)
+            if config.minimum_delivery_mode == "wrapped":
+                await token.run(ProveCustody())
             transport_key = await token.run(PublicKey(TRANSPORT_KEY))
             anchor = None
             if config.trust_anchor is not None:

@@ -19,7 +19,7 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file, write_atomically
 from nftrust.identity import urn
 from nftrust.pkcs11.client import TokenClient
-from nftrust.pkcs11.operations import GenerateKeyPair, ListKeys, ProbeCustody, PublicKey
+from nftrust.pkcs11.operations import GenerateKeyPair, ListKeys, ProveCustody, PublicKey
 
 DAY0_CSR_FILE = "day0.csr"
 
@@ -44,8 +44,8 @@ def initialise(config: AgentConfig) -> Initialised:
     token = TokenClient.in_process(config.token)
     try:
         token.ready()
-        if config.minimum_delivery_mode == "wrapped" and not token.call(ProbeCustody()).unwrap_template_enforced:
-            raise NftrustError(Reason.TOKEN_CUSTODY_UNPROVEN)
+        if config.minimum_delivery_mode == "wrapped":
+            token.call(ProveCustody())
         present = {key.label for key in token.call(ListKeys())}
         if known is None and TRANSPORT_KEY in present:
             raise NftrustError(Reason.STATE_FOREIGN, "the token holds the transport key of another instance")

@@ -36,6 +36,8 @@ class TokenConfig(Section, frozen=True):
     lock_file: Path | None = None
     #: Set before the module is loaded, for example SOFTHSM2_CONF.
     environment: dict[str, str] = {}
+    #: Given to C_Initialize where the standard has pReserved: NSS softokn's configdir and the like.
+    module_parameters: Annotated[str, msgspec.Meta(max_length=4096, pattern=r"^[^\x00]*$")] = ""
 
     def __post_init__(self) -> None:
         if (self.pin_file is None) == (self.pin_fd is None):

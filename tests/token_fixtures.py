@@ -1,8 +1,10 @@
-"""Real SoftHSM tokens for tests.
+"""Real tokens for tests.
 
-``fresh_token`` makes a token of the test's own; ``token_client`` is one worker
-for the whole session, on a token that holds one key of each kind (labels in
-:class:`Labels`): making an RSA key takes seconds.
+``fresh_token`` makes a token of the test's own; ``shared_token`` holds one key
+of each kind (labels in :class:`Labels`) for the whole session: making an RSA
+key takes seconds. Both are of SoftHSM. ``any_token``, ``signing_token`` and its
+``token_client`` are of each module in turn; NSS softokn keeps no IAKs, so that
+its tokens have no KEK and no transport key.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from nftrust.config import TokenConfig
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.operations import GenerateKeyPair, GenerateSecret
 from softhsm import create_token
+from tests.nss_kit import create_nss_token
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class SharedToken:
-    """The session's token. Tests leave its keys as they are and remove what they add."""
+    """A token of the session. Tests leave its keys as they are and remove what they add."""
 
     config: TokenConfig
     client: TokenClient
@@ -74,7 +77,38 @@ def shared_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedTok
         yield SharedToken(config, client, transport)
 
 
+MODULES = ("softhsm", "nss")
+
+
+@pytest.fixture(params=MODULES)
+def any_token(request: pytest.FixtureRequest, tmp_path: Path) -> TokenConfig:
+    """An empty token of each module."""
+    if request.param == "softhsm":
+        return create_token(tmp_path / "token", "any")
+    return create_nss_token(tmp_path / "token", "any")
+
+
 @pytest.fixture(scope="session")
-def token_client(shared_token: SharedToken) -> TokenClient:
-    """The shared token's client."""
-    return shared_token.client
+def nss_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedToken]:
+    """What NSS softokn can hold of the shared token's keys."""
+    config = create_nss_token(tmp_path_factory.mktemp("nss") / "token", "nss")
+    labels = Labels()
+    with opened(TokenClient.worker, config) as client:
+        client.call(GenerateSecret(labels.mac, "mac"))
+        client.call(GenerateKeyPair(labels.p256, "ec-p256"))
+        client.call(GenerateKeyPair(labels.p384, "ec-p384"))
+        client.call(GenerateKeyPair(labels.rsa, "rsa-3072"))
+        yield SharedToken(config, client, b"")
+
+
+@pytest.fixture(scope="session", params=MODULES)
+def signing_token(request: pytest.FixtureRequest) -> SharedToken:
+    """A token of each module with the keys that guard no IAK."""
+    token: SharedToken = request.getfixturevalue("shared_token" if request.param == "softhsm" else "nss_token")
+    return token
+
+
+@pytest.fixture(scope="session")
+def token_client(signing_token: SharedToken) -> TokenClient:
+    """Its client."""
+    return signing_token.client

@@ -57,7 +57,7 @@ def _plain(value: Any) -> Any:
 
 def _token(lab: Lab, name: str) -> dict[str, Any]:
     raw: dict[str, Any] = msgspec.json.decode((lab.token(name) / "token.json").read_bytes())
-    return {key: raw[key] for key in ("module", "label", "pin_file", "lock_file", "environment")}
+    return {key: value for key, value in raw.items() if value}
 
 
 def _listener(folder: Path, port: int, client_ca: Path | None) -> dict[str, Any]:

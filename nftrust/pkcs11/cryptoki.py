@@ -173,9 +173,11 @@ class Cryptoki:
         if value != ck.CKR_OK:
             raise CryptokiError(name, value)
 
-    def initialise(self) -> None:
-        """Without CKF_OS_LOCKING_OK SoftHSM turns its mutexes off."""
-        self.call("Initialize", ctypes.byref(_InitializeArgs(flags=ck.CKF_OS_LOCKING_OK)))
+    def initialise(self, parameters: str = "") -> None:
+        """Without CKF_OS_LOCKING_OK SoftHSM turns its mutexes off. NSS softokn reads ``parameters`` at pReserved."""
+        text = ctypes.c_char_p(parameters.encode("utf-8") or None)
+        reserved = ctypes.cast(text, _POINTER)
+        self.call("Initialize", ctypes.byref(_InitializeArgs(flags=ck.CKF_OS_LOCKING_OK, reserved=reserved)))
 
     def finalise(self) -> None:
         """End all sessions and free what the module has leaked. Never raises."""
@@ -225,10 +227,17 @@ class Cryptoki:
         return iter(found)
 
     def attribute(self, session: int, handle: int, attribute: int) -> bytes:
-        """The raw value of a flat attribute of at most 4,096 bytes."""
+        """The raw value of a flat attribute of at most 4,096 bytes that is no CK_ULONG."""
         entry = _Attribute(attribute, ctypes.addressof(self._result), _RESULT_BYTES)
         self.call("GetAttributeValue", session, handle, ctypes.byref(entry), 1)
         return self._result.raw[: entry.length]
+
+    def number(self, session: int, handle: int, attribute: int) -> int:
+        """A CK_ULONG attribute. NSS softokn gives none into more room than it takes."""
+        value = _ULONG()
+        entry = _Attribute(attribute, ctypes.addressof(value), ctypes.sizeof(value))
+        self.call("GetAttributeValue", session, handle, ctypes.byref(entry), 1)
+        return value.value
 
     def create(self, session: int, template: Template) -> int:
         self.call("CreateObject", session, template.array, template.count, ctypes.byref(self._handle))

@@ -38,30 +38,39 @@ ESCAPES: tuple[dict[int, object], ...] = (
 
 def probe(session: TokenSession) -> CustodyReport:
     """Try it. Costs the making of an RSA key on the host, about 100 ms. Raises CryptokiError if the token is lost."""
-    return CustodyReport(_template_enforced(session), _oaep_hashes(session), _ecdh_kdfs(session))
+    return CustodyReport(template_enforced(session), _oaep_hashes(session), _ecdh_kdfs(session))
 
 
-def _template_enforced(session: TokenSession) -> bool:
-    """Whether a KEK unwraps into the locked template and into nothing else."""
+def template_enforced(session: TokenSession) -> bool:
+    """Whether a KEK unwraps into the locked template and into nothing else. Costs a few milliseconds.
+
+    Raises CryptokiError if it is the token that is in trouble.
+    """
+    try:
+        return _keeps_locked(session)
+    except CryptokiError:
+        if not session.alive():
+            raise
+        return False
+
+
+def _keeps_locked(session: TokenSession) -> bool:
+    """The same; CryptokiError also where the token cannot do what this takes."""
     module, handle = session.module, session.handle
     birth = templates.newborn_iak(clear=False)
     kek_template = templates.kek("probe", token=False)
-    try:
-        kek = module.generate_key(handle, templates.SECRET_MECHANISMS["kek"], kek_template)
-    except CryptokiError:
-        return False
     with (
-        session.session_object(kek),
+        session.session_object(module.generate_key(handle, templates.SECRET_MECHANISMS["kek"], kek_template)) as kek,
         session.session_object(module.generate_key(handle, templates.SECRET_MECHANISMS["mac"], birth)) as iak,
     ):
         blob = module.wrap(handle, templates.AES_KEY_WRAP, kek, iak)
-        try:
-            locked = module.unwrap(handle, templates.AES_KEY_WRAP, kek, blob, templates.LOCKED_IAK)
-        except CryptokiError:
+        if any(_escapes(session, kek, blob, escape) for escape in ESCAPES):
             return False
+        # Last: a token that refuses everything has proved nothing.
+        locked = module.unwrap(handle, templates.AES_KEY_WRAP, kek, blob, templates.LOCKED_IAK)
         with session.session_object(locked):
             module.sign(handle, templates.HMAC_SHA256, locked, _DATA)
-        return not any(_escapes(session, kek, blob, escape) for escape in ESCAPES)
+    return True
 
 
 def _escapes(session: TokenSession, kek: int, blob: bytes, escape: dict[int, object]) -> bool:

@@ -10,9 +10,19 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.pkcs11 import constants as ck
 from nftrust.pkcs11 import operations as op
 from nftrust.pkcs11 import spki, templates
-from nftrust.pkcs11.custody import probe
+from nftrust.pkcs11.cryptoki import CryptokiError, Template
+from nftrust.pkcs11.custody import probe, template_enforced
 from nftrust.pkcs11.session import TokenSession
 
+#: Answers to an attribute that the module does not know. NSS softokn: CKR_GENERAL_ERROR.
+_ATTRIBUTE_REFUSED = frozenset(
+    {
+        ck.CKR_GENERAL_ERROR,
+        ck.CKR_ATTRIBUTE_TYPE_INVALID,
+        ck.CKR_ATTRIBUTE_VALUE_INVALID,
+        ck.CKR_TEMPLATE_INCONSISTENT,
+    }
+)
 _CLASSES = (ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY, ck.CKO_PUBLIC_KEY)
 
 
@@ -25,14 +35,17 @@ def _public_key(session: TokenSession, operation: op.PublicKey) -> bytes:
 
 
 def _generate_key_pair(session: TokenSession, operation: op.GenerateKeyPair) -> bytes:
-    if operation.kind == "rsa-transport":
-        _require_custody(session)
-    with session.lock.held():
-        session.require_free(operation.label)
-        pair = templates.key_pair(operation.label, operation.kind)
+    label, kind = operation.label, operation.kind
+
+    def make(portable: bool) -> int:
+        pair = templates.key_pair(label, kind, portable=portable)
         public, _ = session.module.generate_key_pair(session.handle, *pair)
-    session.forget(operation.label)
-    return _spki(session, public)
+        return public
+
+    if kind == "rsa-transport":
+        _require_custody(session)
+        return _spki(session, _made(session, label, lambda: make(False)))
+    return _spki(session, _made_where_possible(session, label, make))
 
 
 def _destroy_key(session: TokenSession, operation: op.DestroyKey) -> None:
@@ -77,22 +90,26 @@ def _sign_digest(session: TokenSession, operation: op.SignDigest) -> bytes:
 
 
 def _generate_secret(session: TokenSession, operation: op.GenerateSecret) -> None:
+    label, mechanism = operation.label, templates.SECRET_MECHANISMS[operation.kind]
+
+    def make(template: Template) -> int:
+        return session.module.generate_key(session.handle, mechanism, template)
+
     if operation.kind == "kek":
         _require_custody(session)
-        template = templates.kek(operation.label)
-    else:
-        template = templates.mac_key(operation.label, length=op.MAC_BYTES)
-    with session.lock.held():
-        session.require_free(operation.label)
-        session.module.generate_key(session.handle, templates.SECRET_MECHANISMS[operation.kind], template)
-    session.forget(operation.label)
+        _made(session, label, lambda: make(templates.kek(label)))
+        return
+    _made_where_possible(
+        session, label, lambda portable: make(templates.mac_key(label, length=op.MAC_BYTES, portable=portable))
+    )
 
 
 def _import_secret(session: TokenSession, operation: op.ImportSecret) -> None:
-    with session.lock.held():
-        session.require_free(operation.label)
-        session.module.create(session.handle, templates.mac_key(operation.label, value=operation.value))
-    session.forget(operation.label)
+    def make(portable: bool) -> int:
+        template = templates.mac_key(operation.label, value=operation.value, portable=portable)
+        return session.module.create(session.handle, template)
+
+    _made_where_possible(session, operation.label, make)
 
 
 def _mac(session: TokenSession, operation: op.Mac) -> bytes:
@@ -152,6 +169,10 @@ def _probe_custody(session: TokenSession, _: op.ProbeCustody) -> op.CustodyRepor
     return probe(session)
 
 
+def _prove_custody(session: TokenSession, _: op.ProveCustody) -> None:
+    _require_custody(session)
+
+
 def _hmac(session: TokenSession, key: int, data: bytes) -> bytes:
     return session.module.sign(session.handle, templates.HMAC_SHA256, key, data)
 
@@ -160,14 +181,37 @@ def _spki(session: TokenSession, public: int) -> bytes:
     def read(attribute: int) -> bytes:
         return session.module.attribute(session.handle, public, attribute)
 
-    if int.from_bytes(read(ck.CKA_KEY_TYPE), "little") == ck.CKK_EC:
+    if session.module.number(session.handle, public, ck.CKA_KEY_TYPE) == ck.CKK_EC:
         return spki.ec_spki(read(ck.CKA_EC_PARAMS), read(ck.CKA_EC_POINT))
     return spki.rsa_spki(read(ck.CKA_MODULUS), read(ck.CKA_PUBLIC_EXPONENT))
 
 
+def _made(session: TokenSession, label: str, make: Callable[[], int]) -> int:
+    """The handle of what ``make`` puts into the token under a label that nothing has."""
+    with session.lock.held():
+        session.require_free(label)
+        handle = make()
+    session.forget(label)
+    return handle
+
+
+def _made_where_possible(session: TokenSession, label: str, make: Callable[[bool], int]) -> int:
+    """The same for a key that guards no IAK: ``make(True)`` gives it portable attributes only.
+
+    That is for tokens that cannot keep the others, never for one that can
+    guard IAKs: there a failure is a failure.
+    """
+    try:
+        return _made(session, label, lambda: make(False))
+    except CryptokiError as error:
+        if error.value not in _ATTRIBUTE_REFUSED or template_enforced(session):
+            raise
+    return _made(session, label, lambda: make(True))
+
+
 def _require_custody(session: TokenSession) -> None:
     """A key that guards IAKs is not made in a token that would let them out."""
-    if not probe(session).unwrap_template_enforced:
+    if not template_enforced(session):
         raise NftrustError(Reason.TOKEN_CUSTODY_UNPROVEN)
 
 
@@ -185,4 +229,5 @@ EXECUTORS: Mapping[type, Callable[[TokenSession, Any], Any]] = {
     op.VerifyIakMac: _verify_iak_mac,
     op.TransportIakMac: _transport_iak_mac,
     op.ProbeCustody: _probe_custody,
+    op.ProveCustody: _prove_custody,
 }

@@ -254,6 +254,10 @@ class ProbeCustody(Operation[CustodyReport], frozen=True, array_like=True, tag=T
     RESULT: ClassVar[Any] = CustodyReport
 
 
+class ProveCustody(Operation[None], frozen=True, array_like=True, tag=True):
+    """Refused with TOKEN_CUSTODY_UNPROVEN unless the token was just seen to enforce an unwrap template."""
+
+
 AnyOperation = (
     PublicKey
     | GenerateKeyPair
@@ -268,6 +272,7 @@ AnyOperation = (
     | VerifyIakMac
     | TransportIakMac
     | ProbeCustody
+    | ProveCustody
 )
 
 

@@ -3,6 +3,11 @@
 Every attribute that matters is written out, none is left to the module's
 defaults (SoftHSM's let an AES key decrypt *and* wrap, which reveals what it
 wrapped). ``CKA_MODIFIABLE`` comes last: SoftHSM refuses what follows it.
+
+Some modules cannot keep ``CKA_COPYABLE`` and ``CKA_ALLOWED_MECHANISMS`` with a
+token object (NSS softokn). The templates of keys that guard no IAK leave them
+out where ``portable`` is asked for; private, sensitive, never extractable and
+of one use these keys are all the same.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ _NOTHING_SECRET = {
 }
 _SECRECY = {ck.CKA_PRIVATE: True, ck.CKA_SENSITIVE: True, ck.CKA_EXTRACTABLE: False}
 _FROZEN = {ck.CKA_COPYABLE: False, ck.CKA_MODIFIABLE: False}
+_NOT_PORTABLE = (ck.CKA_COPYABLE, ck.CKA_ALLOWED_MECHANISMS)
 
 #: An IAK after its birth: a session object that makes HMACs and nothing else. The very
 #: same attributes are the unwrap template of both parents, because SoftHSM compares.
@@ -92,10 +98,11 @@ def kek(label: str, *, token: bool = True) -> Template:
     )
 
 
-def mac_key(label: str, *, length: int | None = None, value: bytes | None = None) -> Template:
+def mac_key(label: str, *, length: int | None = None, value: bytes | None = None, portable: bool = False) -> Template:
     """An HMAC-SHA256 key in the token, to be generated (``length``) or imported (``value``)."""
     content = {ck.CKA_VALUE_LEN: length} if value is None else {ck.CKA_VALUE: value}
-    return Template(
+    return _template(
+        portable,
         {
             ck.CKA_CLASS: ck.CKO_SECRET_KEY,
             ck.CKA_KEY_TYPE: ck.CKK_GENERIC_SECRET,
@@ -106,14 +113,17 @@ def mac_key(label: str, *, length: int | None = None, value: bytes | None = None
             ck.CKA_SIGN: True,
             ck.CKA_ALLOWED_MECHANISMS: (ck.CKM_SHA256_HMAC,),
             **_FROZEN,
-        }
+        },
     )
 
 
-def key_pair(label: str, kind: KeyPairKind, *, token: bool = True) -> tuple[Mechanism, Template, Template]:
+def key_pair(
+    label: str, kind: KeyPairKind, *, token: bool = True, portable: bool = False
+) -> tuple[Mechanism, Template, Template]:
     """Mechanism, public and private template to generate a key pair."""
     mechanism, key_type, parameters, private_use = _KEY_PAIRS[kind]
-    public = Template(
+    public = _template(
+        portable,
         {
             ck.CKA_CLASS: ck.CKO_PUBLIC_KEY,
             ck.CKA_KEY_TYPE: key_type,
@@ -124,9 +134,10 @@ def key_pair(label: str, kind: KeyPairKind, *, token: bool = True) -> tuple[Mech
             ck.CKA_VERIFY: ck.CKA_SIGN in private_use,
             ck.CKA_WRAP: ck.CKA_UNWRAP in private_use,
             **_FROZEN,
-        }
+        },
     )
-    private = Template(
+    private = _template(
+        portable,
         {
             ck.CKA_CLASS: ck.CKO_PRIVATE_KEY,
             ck.CKA_KEY_TYPE: key_type,
@@ -135,7 +146,7 @@ def key_pair(label: str, kind: KeyPairKind, *, token: bool = True) -> tuple[Mech
             **_NOTHING_PRIVATE,
             **private_use,
             **_FROZEN,
-        }
+        },
     )
     return mechanism, public, private
 
@@ -165,6 +176,11 @@ def by_class(object_class: int, label: str | None = None) -> Template:
 def by_role(label: str, role: KeyRole) -> Template:
     """Finds the token key of this label that can do this."""
     return Template({ck.CKA_LABEL: label, ck.CKA_TOKEN: True, **_ROLES[role]})
+
+
+def _template(portable: bool, attributes: dict[int, Any]) -> Template:
+    left_out = _NOT_PORTABLE if portable else ()
+    return Template({key: value for key, value in attributes.items() if key not in left_out})
 
 
 def _naming(label: str, token: bool) -> dict[int, Any]:

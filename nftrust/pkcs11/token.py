@@ -57,6 +57,8 @@ _INCAPABLE = frozenset(
         ck.CKR_TEMPLATE_INCONSISTENT,
     }
 )
+#: How modules refuse to start without their files. SoftHSM, under the lock, says CKR_GENERAL_ERROR of nothing else.
+_STORAGE_MISSING = frozenset({ck.CKR_GENERAL_ERROR, ck.CKR_NSS_CERTDB_FAILED, ck.CKR_NSS_KEYDB_FAILED})
 _open_modules: set[str] = set()
 _open_modules_guard = threading.Lock()
 
@@ -149,10 +151,13 @@ def _open(config: TokenConfig, pin: bytes, lock: FileLock, name: str) -> Token:
         raise NftrustError(Reason.TOKEN_MISSING, f"{config.module}: not a PKCS#11 module") from None
     with lock.held():
         try:
-            module.initialise()
+            module.initialise(config.module_parameters)
         except CryptokiError as error:
-            # Under the lock SoftHSM refuses to start for one reason: its storage is not there or not readable.
-            if error.value == ck.CKR_GENERAL_ERROR:
+            if error.value == ck.CKR_ARGUMENTS_BAD:
+                raise NftrustError(
+                    Reason.CONFIG_INVALID, f"{config.module}: the module refuses its module_parameters"
+                ) from None
+            if error.value in _STORAGE_MISSING:
                 raise NftrustError(Reason.TOKEN_MISSING, "the module finds no token storage") from None
             raise NftrustError(Reason.TOKEN_UNAVAILABLE, f"the module does not start ({error})") from None
         try:

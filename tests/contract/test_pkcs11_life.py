@@ -93,16 +93,16 @@ def alive(pid: int) -> bool:
 
 @MAKERS
 def test_a_wrong_pin_is_tried_exactly_once(
-    make: Callable[[TokenConfig], TokenClient], fresh_token: TokenConfig, tmp_path: Path
+    make: Callable[[TokenConfig], TokenClient], any_token: TokenConfig, tmp_path: Path
 ) -> None:
     log = tmp_path / "spy.log"
-    assert fresh_token.pin_file is not None
-    pin = fresh_token.pin_file.read_bytes()
-    fresh_token.pin_file.write_bytes(b"not the PIN")
-    client = make(spied(fresh_token, log))
+    assert any_token.pin_file is not None
+    pin = any_token.pin_file.read_bytes()
+    any_token.pin_file.write_bytes(b"not the PIN")
+    client = make(spied(any_token, log))
     try:
         assert reason(client.ready) is Reason.PIN_INCORRECT
-        fresh_token.pin_file.write_bytes(pin)
+        any_token.pin_file.write_bytes(pin)
         for _ in range(3):
             # Longer than the first pauses before another start.
             time.sleep(0.2)
@@ -113,16 +113,16 @@ def test_a_wrong_pin_is_tried_exactly_once(
     assert calls(log, "C_Login") == 1
     assert calls(log, "C_Finalize") <= 1
     # Started again by a person, with the right PIN, it works.
-    with opened(make, fresh_token) as client:
+    with opened(make, any_token) as client:
         assert client.call(op.ListKeys()) == []
 
 
 @MAKERS
 def test_the_module_is_told_to_lock(
-    make: Callable[[TokenConfig], TokenClient], fresh_token: TokenConfig, tmp_path: Path
+    make: Callable[[TokenConfig], TokenClient], any_token: TokenConfig, tmp_path: Path
 ) -> None:
     log = tmp_path / "spy.log"
-    with opened(make, spied(fresh_token, log)):
+    with opened(make, spied(any_token, log)):
         pass
     assert calls(log, "C_Login") == 1
     assert "CKF_OS_LOCKING_OK" in log.read_text() or "flags: 2" in log.read_text()
@@ -203,8 +203,8 @@ def stopped_with(client: TokenClient, operation: op.Operation[object]) -> tuple[
 
 
 @pytest.fixture
-def signing_client(fresh_token: TokenConfig) -> Iterator[TokenClient]:
-    with opened(TokenClient.worker, fresh_token) as client:
+def signing_client(any_token: TokenConfig) -> Iterator[TokenClient]:
+    with opened(TokenClient.worker, any_token) as client:
         client.call(op.GenerateKeyPair("signing", "ec-p256"))
         yield client
 
@@ -238,8 +238,8 @@ def test_a_worker_killed_in_the_middle_of_real_work_heals(signing_client: TokenC
     signing_client.call(op.GenerateKeyPair("rsa", "ec-p256"))
 
 
-def test_a_hung_worker_is_killed(fresh_token: TokenConfig) -> None:
-    client = TokenClient.worker(fresh_token, reply_limit=0.3)
+def test_a_hung_worker_is_killed(any_token: TokenConfig) -> None:
+    client = TokenClient.worker(any_token, reply_limit=0.3)
     try:
         client.ready()
         client.call(op.GenerateSecret("mac", "mac"))
@@ -297,9 +297,9 @@ def test_a_worker_dies_with_its_parent(fresh_token: TokenConfig, tmp_path: Path,
     until(lambda: not alive(worker))
 
 
-def test_the_pin_is_in_no_argument_and_no_environment(signing_client: TokenClient, fresh_token: TokenConfig) -> None:
-    assert fresh_token.pin_file is not None
-    pin = fresh_token.pin_file.read_bytes().strip()
+def test_the_pin_is_in_no_argument_and_no_environment(signing_client: TokenClient, any_token: TokenConfig) -> None:
+    assert any_token.pin_file is not None
+    pin = any_token.pin_file.read_bytes().strip()
     process = Path(f"/proc/{signing_client.worker_pid}")
     assert pin not in (process / "cmdline").read_bytes()
     assert pin not in (process / "environ").read_bytes()
@@ -323,9 +323,9 @@ def test_a_pin_from_a_pipe_serves_every_start(
         heals(client, op.Mac("mac", b""))
 
 
-def test_many_processes_start_write_and_find_at_once(fresh_token: TokenConfig) -> None:
+def test_many_processes_start_write_and_find_at_once(any_token: TokenConfig) -> None:
     """The storm in which SoftHSM 2.6.1 fails without the file lock: nothing fails, nothing is lost."""
-    clients = [TokenClient.worker(fresh_token) for _ in range(6)]
+    clients = [TokenClient.worker(any_token) for _ in range(6)]
     try:
         for client in clients:
             client.ready()
@@ -350,8 +350,8 @@ def test_many_processes_start_write_and_find_at_once(fresh_token: TokenConfig) -
             client.close()
 
 
-def test_one_label_is_won_by_one_process(fresh_token: TokenConfig) -> None:
-    clients = [TokenClient.worker(fresh_token) for _ in range(4)]
+def test_one_label_is_won_by_one_process(any_token: TokenConfig) -> None:
+    clients = [TokenClient.worker(any_token) for _ in range(4)]
     try:
         for client in clients:
             client.ready()
@@ -376,10 +376,10 @@ def test_a_worn_module_is_started_anew_between_batches(
     assert calls(log, "C_Initialize") >= 3
 
 
-def test_a_token_belongs_to_its_thread_and_its_module_to_one_token(fresh_token: TokenConfig) -> None:
-    token = Token.open(fresh_token)
+def test_a_token_belongs_to_its_thread_and_its_module_to_one_token(any_token: TokenConfig) -> None:
+    token = Token.open(any_token)
     try:
-        assert reason(lambda: Token.open(fresh_token)) is Reason.TOKEN_UNAVAILABLE
+        assert reason(lambda: Token.open(any_token)) is Reason.TOKEN_UNAVAILABLE
         errors: list[BaseException] = []
 
         def use() -> None:
@@ -395,4 +395,4 @@ def test_a_token_belongs_to_its_thread_and_its_module_to_one_token(fresh_token: 
         assert token.execute(op.ListKeys()) == []
     finally:
         token.close()
-    Token.open(fresh_token).close()
+    Token.open(any_token).close()

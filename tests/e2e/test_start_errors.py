@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from nftrust.errors import Reason
 from nftrust.lab.layout import ADDRESS
 from tests.lab_kit import RunningLab, SpareAgent, free_port, read_toml, run_to_end, running, write_toml
+from tests.nss_kit import create_nss_token
 
 pytestmark = pytest.mark.process
 
@@ -28,6 +30,12 @@ def wrong_pin(directory: Path) -> str:
     path.touch(mode=0o600)
     path.write_text(WRONG_PIN)
     return str(path)
+
+
+def nss_token(directory: Path) -> dict[str, Any]:
+    """The configuration of a token that ignores unwrap templates."""
+    config: dict[str, Any] = msgspec.to_builtins(create_nss_token(directory / "nss", "nss"), enc_hook=str)
+    return {key: value for key, value in config.items() if value is not None}
 
 
 def assert_refused(outcome: tuple[int, str], reason: Reason) -> None:
@@ -63,6 +71,11 @@ AGENT_CASES: list[tuple[str, Callable[[SpareAgent, Path], dict[str, Any]], Reaso
         "no such module",
         lambda spare, folder: {"token": changed(spare.config["token"], module=str(folder / "none.so"))},
         Reason.TOKEN_MISSING,
+    ),
+    (
+        "a token that lets IAKs out",
+        lambda spare, folder: {"token": nss_token(folder)},
+        Reason.TOKEN_CUSTODY_UNPROVEN,
     ),
     (
         "another instance's state",
@@ -140,7 +153,7 @@ def test_two_agents_do_not_share_a_port(spare_agent: SpareAgent, tmp_path: Path)
 def role_config(running_lab: RunningLab, role: str, tmp_path: Path) -> dict[str, Any]:
     """A role's configuration on ports of its own and a copy of nothing: for starts that fail before the store."""
     config = read_toml(running_lab.lab.role(role) / "config.toml")
-    for name in ("management", "enrolment", "http"):
+    for name in ("management", "enrolment", "http", "probe"):
         if name in config:
             config[name]["address"] = f"{ADDRESS}:{free_port()}"
     database = tmp_path / "store.sqlite"
@@ -175,6 +188,12 @@ def test_a_role_with_anothers_token_lacks_its_keys(running_lab: RunningLab, role
     other = {"ca_ra": "cmproxy", "cmproxy": "ca_ra"}[role]
     config["token"] = read_toml(running_lab.lab.role(other) / "config.toml")["token"]
     assert_refused(start(role, tmp_path, config), Reason.KEY_MISSING)
+
+
+def test_a_ca_ra_whose_token_lets_iaks_out_stops(running_lab: RunningLab, tmp_path: Path) -> None:
+    config = role_config(running_lab, "ca_ra", tmp_path)
+    config["token"] = nss_token(tmp_path)
+    assert_refused(start("ca_ra", tmp_path, config), Reason.TOKEN_CUSTODY_UNPROVEN)
 
 
 @pytest.mark.parametrize("role", ["ca_ra", "cmproxy", "verifier"])

@@ -31,6 +31,7 @@ EVERY_OPERATION: list[op.Operation[object]] = [
     op.VerifyIakMac("a", bytes(40), b"data", bytes(32)),
     op.TransportIakMac("a", bytes(384), b"data"),
     op.ProbeCustody(),
+    op.ProveCustody(),
 ]
 
 
