@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=["all", "floods", "soak"], default="all")
     parser.add_argument("--certificates", type=int, default=1500)
     parser.add_argument("--nfs", type=int, default=8, help="NF agents for whole enrolments")
+    parser.add_argument("--fleet", type=int, default=32, help="NF agents in one process")
     parser.add_argument("--rounds", type=int, default=10, help="enrolments of each NF")
     parser.add_argument("--seconds", type=int, default=600, help="length of the soak")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -71,6 +73,7 @@ def measure(lab: Lab, arguments: argparse.Namespace) -> dict[str, float]:
     print(f"CPU per certificate is {ratio:.1f}× the raw token signature's (same run)")
     figures["cpu_ratio"] = ratio
     figures |= enrolments(lab, arguments.rounds)
+    figures |= fleet(lab, arguments.fleet, arguments.rounds)
     for role in control.SERVERS:
         memory = machine.proportional_memory(machine.tree(control.processes(lab)[role][0]))
         print(f"{role:<9} proportional memory of the tree {memory:6.0f} MB")
@@ -139,6 +142,20 @@ def enrolments(lab: Lab, rounds: int) -> dict[str, float]:
     count = rounds * len(lab.settings.nfs)
     print(f"enrolled    {count / wall:8.1f} whole enrolments/s ({len(lab.settings.nfs)} NF agents, {count} enrolments)")
     return {"enrolments_per_s": count / wall}
+
+
+def fleet(lab: Lab, nfs: int, rounds: int) -> dict[str, float]:
+    """Whole enrolments, all NF agents in one process of their own: CPU by role, first enrolments apart."""
+    command = [sys.executable, "-m", "bench.fleet", str(lab.directory), str(lab.directory / "fleet")]
+    options = ["--nfs", str(nfs), "--rounds", str(rounds)]
+    told = subprocess.run([*command, *options], stdout=subprocess.PIPE, check=True, text=True).stdout
+    figures: dict[str, float] = {}
+    for name, found in json.loads(told).items():
+        cpu = " + ".join(f"{found[f'{role}_cpu_ms']:.1f}" for role in ("ca_ra", "cmproxy", "load"))
+        print(f"fleet       {found['per_s']:8.1f} whole enrolments/s ({nfs} NFs, {name}: {found['count']})", end=" ")
+        print(f"{found['cpu_ms']:6.1f} ms CPU each (CA/RA + CM proxy + NFs: {cpu})")
+        figures |= {f"fleet_{name}_{key}": value for key, value in found.items()}
+    return figures
 
 
 def _provision(lab: Lab, session: Session) -> None:

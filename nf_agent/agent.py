@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
@@ -73,6 +74,8 @@ class NfAgent:
         self._delivering = asyncio.Lock()
         self._callbacks: list[Callable[[Credential], None]] = []
         self._failures = 0
+        #: What the last delivery was checked into, until the first try with it.
+        self._accepted: tuple[str, AcceptedInfo] | None = None
         states.on_change(self._wake)
 
     @classmethod
@@ -132,7 +135,8 @@ class NfAgent:
         """Wait until there is a confirmed certificate, then return it."""
         while self._states.state.current is None:
             await self.change.wait()
-        return await self._load_credential(self._states.state.current)
+        current = self._states.state.current
+        return self._credential(current, await self._load_key(current))
 
     def on_change(self, callback: Callable[[Credential], None]) -> None:
         """Call back with each new credential, from the event loop."""
@@ -172,6 +176,7 @@ class NfAgent:
             if not any(key.label == label for key in await self._token.run(ListKeys())):
                 await self._token.run(ImportSecret(label, iak))
         attempt = new_attempt(enrolment_info, registration, label)
+        self._accepted = enrolment_info, accepted
         self._states.save(replace(self._states.state, phase="enrolling", reason="", attempt=attempt))
         log.info("enrolment information accepted", extra={"registration": registration})
 
@@ -196,7 +201,9 @@ class NfAgent:
         """Run attempts until cancelled; a delivery in the middle replaces the attempt."""
         if self._states.state.current is not None:
             with contextlib.suppress(NftrustError):
-                await self._write_files()  # a kill may have come between the confirmation and the files
+                current = self._states.state.current
+                # A kill may have come between the confirmation and the files.
+                self._write_files(current, await self._load_key(current))
         while True:
             change = self.change
             attempt = self._states.state.attempt
@@ -219,8 +226,11 @@ class NfAgent:
     async def _run_attempt(self, attempt: Attempt) -> None:
         """Try until confirmed, refused for good, or the IAK's end; full-jitter back-off."""
         correlation_id.set(attempt.correlation)
-        port = GrpcEnrolmentPort(self.config.request_timeout_seconds)
-        procedure = Procedure(self._states, self._token, port, self.config.key_type, attempt.request_id)
+        async with GrpcEnrolmentPort(self.config.request_timeout_seconds) as port:
+            procedure = Procedure(self._states, self._token, port, self.config.key_type, attempt.request_id)
+            await self._try_on(procedure, attempt)
+
+    async def _try_on(self, procedure: Procedure, attempt: Attempt) -> None:
         failures = 0
         while (error := await self._try(procedure, attempt)) is not None:
             failures += 1
@@ -235,7 +245,7 @@ class NfAgent:
         """Why it has to be tried again; None at the attempt's end, whichever that is."""
         try:
             await procedure.run(self._accept_again(attempt))
-            await self._publish()
+            await self._publish(await procedure.key())
         except Superseded:
             return None
         except NftrustError as refusal:
@@ -246,7 +256,13 @@ class NfAgent:
         return None
 
     def _accept_again(self, attempt: Attempt) -> AcceptedInfo:
-        """The delivered information, checked as at delivery; a request that went out may outlive the IAK."""
+        """The delivered information, checked as at delivery, and anew for each try but the first.
+
+        A request that went out may outlive the IAK.
+        """
+        fresh, self._accepted = self._accepted, None
+        if fresh is not None and fresh[0] == attempt.enrolment_info:
+            return fresh[1]
         now = utc_now()
         accepted = accept_enrolment_info(attempt.enrolment_info, self._expected, attempt.iak_label is not None, now)
         if attempt.proof is None:
@@ -267,9 +283,11 @@ class NfAgent:
         log.error("enrolment refused", extra={"reason": error.reason.name})
         return None
 
-    async def _publish(self) -> None:
+    async def _publish(self, key: TokenEcPrivateKey) -> None:
         """Certificate and anchor as files for the NF, then the callbacks."""
-        credential = await self._write_files()
+        current = self._states.state.current
+        assert current is not None
+        credential = self._write_files(current, key)
         log.info("certificate confirmed", extra={"serial": f"{credential.certificate.serial_number:x}"})
         for callback in self._callbacks:
             try:
@@ -277,16 +295,30 @@ class NfAgent:
             except Exception:
                 log.exception("a callback of the embedding NF failed")
 
-    async def _write_files(self) -> Credential:
-        assert self._states.state.current is not None
-        credential = await self._load_credential(self._states.state.current)
-        write_atomically(self.config.state_dir / CERTIFICATE_FILE, pem_chain(credential.chain), 0o644)
-        write_atomically(self.config.state_dir / TRUST_ANCHOR_FILE, pem_chain([credential.trust_anchor]), 0o644)
+    def _write_files(self, current: Attempt, key: TokenEcPrivateKey) -> Credential:
+        credential = self._credential(current, key)
+        for name, content in (
+            (CERTIFICATE_FILE, pem_chain(credential.chain)),
+            (TRUST_ANCHOR_FILE, pem_chain([credential.trust_anchor])),
+        ):
+            path = self.config.state_dir / name
+            if _content(path) != content:
+                write_atomically(path, content, 0o644)
         return credential
 
-    async def _load_credential(self, current: Attempt) -> Credential:
-        *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in current.chain)
+    async def _load_key(self, current: Attempt) -> TokenEcPrivateKey:
         key = await asyncio.to_thread(token_private_key, self._token, current.key_label)
         assert isinstance(key, TokenEcPrivateKey)
+        return key
+
+    def _credential(self, current: Attempt, key: TokenEcPrivateKey) -> Credential:
+        *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in current.chain)
         uri = f"pkcs11:token={quote(self.config.token.label)};object={quote(current.key_label)};type=private"
         return Credential(tuple(chain), root, key, uri)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import grpc
 
@@ -19,11 +18,21 @@ if TYPE_CHECKING:
     from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceAsyncStub
 
 
-@dataclass(frozen=True, slots=True)
 class GrpcEnrolmentPort:
-    """Tries the endpoints of the enrolment information in turn."""
+    """Tries the endpoints of the enrolment information in turn; stays connected to the one that answered.
 
-    timeout_seconds: float
+    For one attempt: ``async with`` closes the connection.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        self._connected: tuple[str, grpc.aio.Channel] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._disconnect()
 
     async def enrol(self, accepted: AcceptedInfo, proof: str) -> str:
         async def call(stub: EnrolmentServiceAsyncStub) -> str:
@@ -46,14 +55,27 @@ class GrpcEnrolmentPort:
     async def _call(self, accepted: AcceptedInfo, call: Callable[[EnrolmentServiceAsyncStub], Awaitable[str]]) -> str:
         roots = "".join(accepted.info.tls_trust_anchors).encode("ascii", "replace")
         error = NftrustError(Reason.PEER_UNAVAILABLE)
-        for endpoint in accepted.info.endpoints:
-            channel = open_channel(endpoint, trust_roots=roots, identity=None)
+        endpoints = accepted.info.endpoints
+        if self._connected is not None and self._connected[0] in endpoints:
+            endpoints = [self._connected[0], *(each for each in endpoints if each != self._connected[0])]
+        for endpoint in endpoints:
+            channel = await self._channel(endpoint, roots)
             try:
                 return await call(cast("EnrolmentServiceAsyncStub", EnrolmentServiceStub(channel)))
             except grpc.aio.AioRpcError as failure:
                 error = from_rpc_error(failure)
+                await self._disconnect()  # gRPC would make the next call wait for its own back-off
                 if not error.transient:
                     break
-            finally:
-                await channel.close()
         raise error
+
+    async def _channel(self, endpoint: str, roots: bytes) -> grpc.aio.Channel:
+        if self._connected is None or self._connected[0] != endpoint:
+            await self._disconnect()
+            self._connected = endpoint, open_channel(endpoint, trust_roots=roots, identity=None)
+        return self._connected[1]
+
+    async def _disconnect(self) -> None:
+        if self._connected is not None:
+            channel, self._connected = self._connected[1], None
+            await channel.close()

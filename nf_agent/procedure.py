@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cryptography import x509
@@ -34,7 +34,7 @@ from nftrust.messages import (
     EnrolResponse,
 )
 from nftrust.pkcs11.client import TokenClient
-from nftrust.pkcs11.keys import token_private_key
+from nftrust.pkcs11.keys import TokenEcPrivateKey, TokenRsaPrivateKey, key_in_token, token_private_key
 from nftrust.pkcs11.operations import DestroyKey, GenerateKeyPair, ListKeys, Mac, TransportIakMac
 
 
@@ -52,7 +52,7 @@ class Superseded(Exception):
     """Another delivery has taken the attempt's place."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Procedure:
     """Runs one attempt to its end; resumes wherever it was left.
 
@@ -64,12 +64,13 @@ class Procedure:
     ca_ra: EnrolmentPort
     key_type: Literal["ec-p256", "ec-p384"]
     request_id: str
+    _key: TokenEcPrivateKey | None = field(default=None, init=False)
 
     async def run(self, accepted: AcceptedInfo) -> None:
         """Until the certificate is confirmed. Raises NftrustError; transient ones are worth another run."""
         if self._attempt.proof is None:
             await self._make_request(accepted)
-        if not self._attempt.chain:
+        if not self._attempt.chain or self._attempt.confirmation is None:
             await self._request_certificate(accepted)
         await self._confirm(accepted)
 
@@ -91,9 +92,8 @@ class Procedure:
         """Step 8: a fresh key pair and CSR in the token, and the proof over them by the IAK."""
         attempt = self._attempt
         info = accepted.info
-        await self._destroy(attempt.key_label)  # left by a kill before the request was persisted
-        await self.token.run(GenerateKeyPair(attempt.key_label, self.key_type))
-        csr = await asyncio.to_thread(self._sign_csr, attempt.key_label, info.nf_instance_id, info.fqdns)
+        key = self._key = await self._fresh_key(attempt.key_label)
+        csr = await asyncio.to_thread(self._sign_csr, key, info.nf_instance_id, info.fqdns)
         request = EnrolProof(
             ca_id=info.ca_id,
             registration=info.registration,
@@ -107,41 +107,56 @@ class Procedure:
             mac = await self.token.run(Mac(attempt.iak_label, data))
         else:
             mac = await self.token.run(TransportIakMac(TRANSPORT_KEY, jose.b64url_decode(info.wrapped_iak), data))
-        self._save(replace(attempt, proof=jose.join(data, mac), csr_time=utc_now().timestamp()))
+        now = utc_now().timestamp()
+        self._save(replace(attempt, proof=jose.join(data, mac), csr_time=now, request_time=now))
+
+    async def key(self) -> TokenEcPrivateKey:
+        """The attempt's key in the token. Raises NftrustError(KEY_MISSING)."""
+        if self._key is None:
+            self._key = _ec(await asyncio.to_thread(token_private_key, self.token, self._attempt.key_label))
+        return self._key
+
+    async def _fresh_key(self, label: str) -> TokenEcPrivateKey:
+        generate = GenerateKeyPair(label, self.key_type)
+        try:
+            public = await self.token.run(generate)
+        except NftrustError as error:
+            if error.reason is not Reason.KEY_EXISTS:
+                raise
+            await self.token.run(DestroyKey(label))  # left by a kill before the request was persisted
+            public = await self.token.run(generate)
+        return _ec(key_in_token(self.token, label, public))
 
     async def _destroy(self, label: str) -> None:
         if any(key.label == label for key in await self.token.run(ListKeys())):
             await self.token.run(DestroyKey(label))
 
-    def _sign_csr(self, key_label: str, nf_instance_id: str, fqdns: list[str]) -> bytes:
+    def _sign_csr(self, key: TokenEcPrivateKey, nf_instance_id: str, fqdns: list[str]) -> bytes:
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(urn(nf_instance_id))]
         names += [x509.DNSName(name) for name in fqdns]
         builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
-        key = token_private_key(self.token, key_label)
         digest = hashes.SHA384() if self.key_type == "ec-p384" else hashes.SHA256()
         return builder.sign(key, digest).public_bytes(Encoding.DER)
 
     async def _request_certificate(self, accepted: AcceptedInfo) -> None:
-        """Steps 9 and 10."""
+        """Steps 9 and 10; the confirmation is made at once, so that both are persisted in one write."""
         attempt = self._attempt
         proof = attempt.proof
         assert proof is not None
-        if attempt.request_time is None:
-            attempt = replace(attempt, request_time=utc_now().timestamp())
-            self._save(attempt)
         text = await self.ca_ra.enrol(accepted, proof)
         response = accepted.read_response(text, ENROL_URL, EnrolResponse)
-        key = await asyncio.to_thread(lambda: token_private_key(self.token, attempt.key_label).public_key())
-        chain = accept_certificate(response, accepted, jose.sha256(proof.encode()), key, utc_now())
-        self._save(replace(attempt, chain=tuple(der.hex() for der in chain), certificate_time=utc_now().timestamp()))
+        key = await self.key()
+        chain = accept_certificate(response, accepted, jose.sha256(proof.encode()), key.public_key(), utc_now())
+        now = utc_now().timestamp()
+        confirmation = await asyncio.to_thread(self._sign_confirmation, accepted, key, chain[0])
+        self._save(
+            replace(attempt, chain=tuple(der.hex() for der in chain), certificate_time=now, confirmation=confirmation)
+        )
 
     async def _confirm(self, accepted: AcceptedInfo) -> None:
         """The new key confirms the certificate (security rule 11); then the IAK is gone."""
         attempt = self._attempt
-        if attempt.confirmation is None:
-            attempt = replace(attempt, confirmation=await asyncio.to_thread(self._sign_confirmation, accepted))
-            self._save(attempt)
         assert attempt.confirmation is not None
         text = await self.ca_ra.confirm(accepted, attempt.confirmation)
         response = accepted.read_response(text, CONFIRM_URL, ConfirmResponse)
@@ -152,20 +167,26 @@ class Procedure:
         attempt = replace(attempt, confirm_time=utc_now().timestamp(), iak_label=None)
         self._save(attempt, confirmed=True)
 
-    def _sign_confirmation(self, accepted: AcceptedInfo) -> str:
-        attempt, info = self._attempt, accepted.info
-        key = token_private_key(self.token, attempt.key_label)
-        certificate_sha256 = jose.b64url(jose.sha256(bytes.fromhex(attempt.chain[0])))
+    def _sign_confirmation(self, accepted: AcceptedInfo, key: TokenEcPrivateKey, certificate: bytes) -> str:
+        info = accepted.info
+        certificate_sha256 = jose.b64url(jose.sha256(certificate))
         payload = ConfirmProof(
             ca_id=info.ca_id,
             registration=info.registration,
             nf_instance_id=info.nf_instance_id,
-            request_id=attempt.request_id,
+            request_id=self.request_id,
             certificate_sha256=certificate_sha256,
         )
         algorithm = jose.algorithm_for(key.public_key())
         header = jose.Header(alg=algorithm, typ=CONFIRM_TYP, kid=certificate_sha256, url=CONFIRM_URL)
         return jose.sign(key, header, payload)
+
+
+def _ec(key: TokenEcPrivateKey | TokenRsaPrivateKey) -> TokenEcPrivateKey:
+    """Certificate keys are EC keys. Raises NftrustError(KEY_MISSING)."""
+    if not isinstance(key, TokenEcPrivateKey):
+        raise NftrustError(Reason.KEY_MISSING, metadata={"label": key.label})
+    return key
 
 
 def new_attempt(enrolment_info: str, registration: str, iak_label: str | None) -> Attempt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
@@ -38,7 +39,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GrpcCaRaPort:
     """Registers at our CA/RA's management listener."""
 
@@ -48,7 +49,7 @@ class GrpcCaRaPort:
     clock: Clock
     timeout_seconds: float
 
-    @property
+    @cached_property
     def _stub(self) -> RegistrationServiceAsyncStub:
         return cast("RegistrationServiceAsyncStub", RegistrationServiceStub(self.channel))
 

@@ -92,7 +92,7 @@ class Lab:
             if (len(known.settings.nfs), kept) != (nfs, options):
                 raise NftrustError(Reason.CONFIG_INVALID, f"{directory} is a lab made with other options; remove it")
             return known
-        ports = _free_ports(nfs + 8)
+        ports = free_ports(nfs + 8)
         settings = LabSettings(
             nfs=tuple(_nf(index, ports[index + 8]) for index in range(nfs)),
             store=store,
@@ -190,7 +190,7 @@ def _nf(index: int, port: int) -> NfSettings:
     )
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free now; the servers take them exclusively when they start."""
     sockets = [socket.socket() for _ in range(count)]
     try:

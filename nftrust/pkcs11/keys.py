@@ -136,7 +136,12 @@ class TokenRsaPrivateKey(_TokenKey, rsa.RSAPrivateKey):
 
 def token_private_key(client: TokenClient, label: str) -> TokenEcPrivateKey | TokenRsaPrivateKey:
     """The key pair of this label as a pyca key; waits for the token. Raises NftrustError(KEY_MISSING)."""
-    public = load_der_public_key(client.call(PublicKey(label)))
+    return key_in_token(client, label, client.call(PublicKey(label)))
+
+
+def key_in_token(client: TokenClient, label: str, spki: bytes) -> TokenEcPrivateKey | TokenRsaPrivateKey:
+    """The same where the public key is known, without asking the token. Raises NftrustError(KEY_MISSING)."""
+    public = load_der_public_key(spki)
     if isinstance(public, ec.EllipticCurvePublicKey):
         return TokenEcPrivateKey(client, label, public)
     if isinstance(public, rsa.RSAPublicKey):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
+from functools import cache
 from typing import Any
 
 from cryptography import x509
@@ -81,6 +82,7 @@ async def _handshake(host: str, port: int, server_name: str | None) -> list[byte
         writer.transport.abort()
 
 
+@cache
 def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
