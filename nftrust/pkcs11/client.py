@@ -23,7 +23,7 @@ from nftrust.config import TokenConfig
 from nftrust.errors import NftrustError, Reason
 from nftrust.pkcs11.backend import Backend, LocalBackend, Reply, all_unavailable
 from nftrust.pkcs11.operations import GenerateKeyPair, Operation, Outcome
-from nftrust.pkcs11.worker_backend import REPLY_LIMIT_SECONDS, WorkerBackend
+from nftrust.pkcs11.worker_backend import HANGS, REPLY_LIMIT_SECONDS, WorkerBackend
 
 R = TypeVar("R")
 State = Literal["starting", "ready", "down", "closed"]
@@ -36,7 +36,7 @@ LONGEST_PAUSE_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 1.0
 #: How often an idle client looks whether its worker still runs.
 IDLE_CHECK_SECONDS = 5.0
-#: A batch without a key pair to make that takes longer does not look well.
+#: A batch without a key pair to make that takes longer does not look well, and nothing is queued behind it.
 SLUGGISH_SECONDS = 1.5
 #: How long closing waits for the batch in flight.
 CLOSE_SECONDS = 2.0
@@ -91,9 +91,7 @@ class TokenClient:
     @property
     def available(self) -> bool:
         """Whether the token is open and answers: for health checks."""
-        since = self._busy_since
-        sluggish = since is not None and time.monotonic() - since > SLUGGISH_SECONDS
-        return self._state == "ready" and not sluggish and self._backend.running()
+        return self._state == "ready" and not self._sluggish() and self._backend.running()
 
     @property
     def worker_pid(self) -> int | None:
@@ -156,10 +154,15 @@ class TokenClient:
             future.set_exception(NftrustError(refusal, retry_after=RETRY_AFTER_SECONDS))
         return futures
 
+    def _sluggish(self) -> bool:
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > SLUGGISH_SECONDS
+
     def _refusal(self, count: int) -> Reason | None:
         if self._state == "closed":
             return Reason.SHUTTING_DOWN
-        if self._state == "down" or len(self._queue) + count > MAX_QUEUED:
+        # Behind a token that seems to hang nobody queues: a prompt refusal can be tried elsewhere, or again.
+        if self._state == "down" or self._sluggish() or len(self._queue) + count > MAX_QUEUED:
             return Reason.TOKEN_UNAVAILABLE
         return None
 
@@ -209,7 +212,7 @@ class TokenClient:
                 self._failures = 0
                 self._settle(batch, reply.outcomes)
                 continue
-            self._lose(reply.lost)
+            self._lose(reply.lost, hopeful=reply.lost != HANGS)
             self._settle(batch, reply.outcomes)
             return
         if not self._closed():
@@ -222,11 +225,14 @@ class TokenClient:
         ]
         self._observe(done, seconds, len(self._queue))
 
-    def _lose(self, cause: str) -> None:
-        """What is queued waits for one fresh start; after a further loss without success between it is refused."""
+    def _lose(self, cause: str, *, hopeful: bool = True) -> None:
+        """What is queued waits for one fresh start, if there is hope; after a further loss it is refused.
+
+        A fresh start of what hangs is likely to hang too.
+        """
         _log.warning("token lost", extra={"cause": cause})
         self.losses += 1
-        if self._failures:
+        if self._failures or not hopeful:
             self._give_up(NftrustError(Reason.TOKEN_UNAVAILABLE))
         else:
             self._failures = 1

@@ -20,6 +20,8 @@ START_LIMIT_SECONDS = 60.0
 #: A worker that takes longer over a batch hangs, and is killed.
 REPLY_LIMIT_SECONDS = 10.0
 KEY_PAIR_LIMIT_SECONDS = 20.0
+#: What a reply says of a batch that was given up for its length.
+HANGS = "the worker hangs"
 _END_SECONDS = 2.0
 
 
@@ -70,7 +72,7 @@ class WorkerBackend:
         except TimeoutError:
             if self._process is not None:
                 self._process.kill()
-            return Reply(all_unavailable(operations), "the worker hangs")
+            return Reply(all_unavailable(operations), HANGS)
         except (EOFError, OSError, ValueError):
             return Reply(all_unavailable(operations), f"the worker ended{self._exit_status()}")
 

@@ -72,6 +72,43 @@ def test_a_pin_that_is_refused_after_an_outage_is_tried_once(
         assert shim.logins == before + 1
 
 
+@MAKERS
+def test_nobody_queues_behind_a_token_that_hangs(make: Callable[[TokenConfig], TokenClient], shim: Shim) -> None:
+    """Callers hear UNAVAILABLE at once, rather than run into their deadlines."""
+    with opened(make, shim.config) as client:
+        client.call(op.GenerateSecret("key", "mac"))
+        with shim.failing(HANG):
+            stuck = client.submit(MAC)
+            until(lambda: not client.available)
+            refused = client.submit(MAC)
+            assert refused.done()
+            error = refused.exception()
+            assert isinstance(error, NftrustError)
+            assert (error.reason, error.retry_after) == (Reason.TOKEN_UNAVAILABLE, 1.0)
+            assert not stuck.done()
+        assert len(stuck.result(20)) == 32
+        heals(client, MAC)
+
+
+def test_a_token_that_goes_on_hanging_costs_its_callers_a_refusal_each(shim: Shim) -> None:
+    """The worker is killed, and the next one hangs at its login."""
+    client = TokenClient.worker(shim.config, reply_limit=0.3)
+    try:
+        client.ready()
+        client.call(op.GenerateSecret("key", "mac"))
+        first = client.worker_pid
+        with shim.failing(HANG):
+            in_flight = client.submit(MAC)
+            until(in_flight.running)
+            queued = client.submit(MAC)
+            until(lambda: client.worker_pid not in (first, None))
+            for future in (in_flight, queued, client.submit(MAC)):
+                assert reason(lambda asked=future: asked.result(20)) is Reason.TOKEN_UNAVAILABLE  # type: ignore[misc]
+        heals(client, MAC)
+    finally:
+        client.close()
+
+
 def test_a_client_closes_while_its_token_hangs(shim: Shim) -> None:
     client = TokenClient.worker(shim.config)
     client.ready()
