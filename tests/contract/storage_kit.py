@@ -122,9 +122,10 @@ class Cluster:
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.directory / "data"), "-w", "-m", "immediate", "stop")
 
-    def new_database(self) -> StoreConfig:
-        self._databases += 1
-        name = f"db{self._databases}"
+    def new_database(self, name: str | None = None) -> StoreConfig:
+        if name is None:
+            self._databases += 1
+            name = f"db{self._databases}"
         self._run("createdb", "-h", str(self.directory), "-U", "nftrust", name)
         return StoreConfig(url=f"postgresql+psycopg://nftrust@/{name}?host={self.directory}")
 
