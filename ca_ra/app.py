@@ -198,6 +198,7 @@ def _by_path(publisher: CrlPublisher, ocsp: OcspService) -> Handler:
 async def _measure(store: SqlIssuanceStore, revocations: SqlRevocationStore, clock: GuardedClock) -> None:
     for left, count in (await store.count_by_time_left(clock.now())).items():
         metrics.NF_CERTIFICATES.labels(left).set(count)
+    metrics.SUSPENDED.set(await store.count_suspended())
     latest = await revocations.latest_crl()
     if latest is not None:
         metrics.CRL_NEXT_UPDATE.set(latest.next_update.timestamp())

@@ -49,15 +49,16 @@ ENROLMENT_SECONDS = Histogram("nftrust_enrolment_seconds", "From start to succes
 ENROLMENTS = Gauge("nftrust_enrolments", "Enrolments by state.", ["state"], multiprocess_mode="livemax")
 NF_CERTIFICATES = Gauge(
     "nftrust_nf_certificates",
-    "Certificates of NFs by what is left of their validity.",
+    "Certificates of NFs that are not revoked, by what is left of their validity.",
     ["left"],
     multiprocess_mode="livemax",
 )
+SUSPENDED = Gauge("nftrust_suspended_nfs", "NFs suspended after a theft signal.", multiprocess_mode="livemax")
 NOT_AFTER = Gauge(
     "nftrust_not_after_timestamp_seconds",
     "End of validity, seconds since 1970.",
     ["certificate"],
-    multiprocess_mode="livemax",
+    multiprocess_mode="livemin",
 )
 CRL_NEXT_UPDATE = Gauge(
     "nftrust_crl_next_update_timestamp_seconds", "When the CRL has to be replaced.", multiprocess_mode="livemax"

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+from cmproxy.model import State
 from nf_agent.metrics import exposition
 from nf_agent.state import AgentState
+from nftrust.errors import Reason
 from nftrust.role import metrics
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,13 @@ def test_nothing_else_is_asked_for(path: Path) -> None:
     asked = {SUFFIX.sub("", name) for name in re.findall(r"\b(nftrust_\w+)", text)}
     assert asked
     assert asked <= set(documented())
+
+
+@pytest.mark.parametrize("path", [DASHBOARD, RULES], ids=lambda path: path.name)
+def test_reasons_and_states_that_are_asked_for_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").replace('\\"', '"')
+    assert set(re.findall(r'reason="(\w+)"', text)) <= set(Reason.__members__)
+    assert set(re.findall(r'state="(\w+)"', text)) <= {state.value for state in State}
 
 
 def test_the_dashboard_shows_every_metric() -> None:
