@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -22,8 +24,9 @@ from nftrust.lab.layout import Lab
 from nftrust.rpc.status import from_rpc_error
 from softhsm import open_config
 from tests.e2e.test_kill import descendants
+from tests.e2e.test_pools import NOT_SERVING, SERVING, health
 from tests.lab_kit import RunningLab, read_toml
-from tests.shim_kit import CRASH, DEVICE_ERROR, FAULTS, LOGGED_OUT, SESSION_GONE, TOKEN_GONE, Fault, Shim
+from tests.shim_kit import CRASH, DEVICE_ERROR, FAULTS, HANG, LOGGED_OUT, SESSION_GONE, TOKEN_GONE, Fault, Shim
 
 pytestmark = [pytest.mark.process, pytest.mark.token, pytest.mark.timeout(180)]
 
@@ -125,6 +128,21 @@ def test_callers_of_the_ca_ra_hear_that_the_token_is_away(faulty: FaultyLab, fau
     assert faulty.fronts("ca_ra") == fronts
 
 
+def test_callers_do_not_wait_for_a_token_that_hangs(faulty: FaultyLab) -> None:
+    eventually(lambda: trust_bundle(faulty) is None, "well before")
+    eventually(lambda: health(faulty.lab) == {SERVING}, "and healthy")
+    fronts, (lost, back) = faulty.fronts("ca_ra"), faulty.audited("ca_ra")
+    with ThreadPoolExecutor(1) as pool:
+        with faulty.shims["ca_ra"].failing(HANG):
+            waiting = pool.submit(trust_bundle, faulty)
+            eventually(lambda: health(faulty.lab) == {NOT_SERVING}, "it is noticed")
+            assert {trust_bundle(faulty) for _ in range(5)} == {Reason.TOKEN_UNAVAILABLE}
+        assert waiting.result() in (None, Reason.TOKEN_UNAVAILABLE)
+    eventually(lambda: trust_bundle(faulty) is None, "the token is back")
+    eventually(lambda: faulty.audited("ca_ra") == (lost + 1, back + 1), "one line for the loss, one for the return")
+    assert faulty.fronts("ca_ra") == fronts
+
+
 @each_fault
 def test_an_enrolment_survives_the_ca_ras_token(faulty: FaultyLab, fault: Fault) -> None:
     with faulty.shims["ca_ra"].failing(fault):
@@ -159,6 +177,20 @@ def test_an_agent_whose_module_crashed_goes_on_after_its_restart(faulty: FaultyL
     with faulty.shims["amf"].failing(CRASH):
         enrolment = faulty.enrol()
         eventually(lambda: not control.alive(agent), "the module takes the process with it")
+    started["nfs"] = [control.start_agent(faulty.lab, faulty.nf)]
+    faulty.lab.write_description(started)
+    faulty.succeeds(enrolment)
+
+
+def test_an_agent_ends_while_its_token_hangs(faulty: FaultyLab) -> None:
+    """Its module is in its own process and does not return; nobody waits for it."""
+    started = dict(control.processes(faulty.lab))
+    [agent] = started["nfs"]
+    with faulty.shims["amf"].failing(HANG):
+        enrolment = faulty.enrol()
+        time.sleep(0.5)  # or later: either way it hangs in a call, or will
+        os.kill(agent, signal.SIGTERM)
+        eventually(lambda: not control.alive(agent), "it ends")
     started["nfs"] = [control.start_agent(faulty.lab, faulty.nf)]
     faulty.lab.write_description(started)
     faulty.succeeds(enrolment)
