@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from nftrust.pkcs11.pin import hold_pin
 from nftrust.process.front import EX_CONFIG, Front, run_front
 from nftrust.process.supervisor import Supervisor
 from nftrust.role.health import Served, watched
-from nftrust.role.metrics import DIRECTORY_VARIABLE
+from nftrust.role.metrics import values_of
 from nftrust.role.probe import probed
 from nftrust.storage import Store, Transaction
 from nftrust.storage.meta import set_high_water
@@ -103,8 +102,7 @@ class Role(Generic[C]):
         fronts: int = config.fronts  # type: ignore[attr-defined]
         probe = _probe(config)
         addresses = [*self.addresses(config), *([] if probe is None else [probe.address])]
-        with tempfile.TemporaryDirectory(prefix=f"nftrust-{self.command}-") as folder:
-            os.environ[DIRECTORY_VARIABLE] = folder
+        with values_of(self.command):
             supervisor = Supervisor(
                 command,
                 addresses,

@@ -8,9 +8,14 @@ that is replaced. Labels come from closed sets; no label names an NF.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -63,6 +68,19 @@ NOT_AFTER = Gauge(
 CRL_NEXT_UPDATE = Gauge(
     "nftrust_crl_next_update_timestamp_seconds", "When the CRL has to be replaced.", multiprocess_mode="livemax"
 )
+
+
+@contextmanager
+def values_of(command: str) -> Iterator[None]:
+    """A supervisor's directory for its fronts' values; what killed ones of this role left behind goes first."""
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"nftrust-{command}-*"):
+        pid = left.name.removeprefix(f"nftrust-{command}-").partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"nftrust-{command}-{os.getpid()}-") as folder:
+        os.environ[DIRECTORY_VARIABLE] = folder
+        yield
 
 
 def call(method: str, code: str, reason: str, seconds: float) -> None:
