@@ -41,6 +41,8 @@ RESPONDER_LIFETIME = timedelta(days=7)
 MAX_REQUEST_BYTES = 4096
 #: RFC 9654 clause 2.1.
 MAX_NONCE_BYTES = 128
+#: Answers being signed at a time: whoever asks for more waits, so that enrolments get their share of the token.
+SIGNING = 4
 _CONTENT_TYPE = "application/ocsp-response"
 _HASHES: tuple[type[hashes.HashAlgorithm], ...] = (hashes.SHA1, hashes.SHA256)  # of the issuer's name and key
 
@@ -94,6 +96,7 @@ class OcspService:
         self._clock = clock
         self._responder: Responder | None = None
         self._making = asyncio.Lock()
+        self._signing = asyncio.Semaphore(SIGNING)
         self._issuer_hashes = {
             str(algorithm.name): _issuer_hashes(authority.chain[0], algorithm) for algorithm in _HASHES
         }
@@ -140,7 +143,8 @@ class OcspService:
             if isinstance(extension.value, x509.OCSPNonce):
                 builder = builder.add_extension(extension.value, critical=False)
         algorithm = signature_hash(responder.key.public_key())
-        return await asyncio.to_thread(builder.sign, responder.key, algorithm)
+        async with self._signing:
+            return await asyncio.to_thread(builder.sign, responder.key, algorithm)
 
     async def _present_responder(self, now: datetime) -> Responder:
         async with self._making:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -180,6 +183,43 @@ def test_garbage_raises_only_value_errors(body: bytes) -> None:
             module._parse(encoded)
         except ValueError:
             continue
+
+
+class SlowKey(ec.EllipticCurvePrivateKey):
+    """Counts who signs at the same time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def sign(self, data: Any, signature_algorithm: Any) -> bytes:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        with self._lock:
+            self.now -= 1
+        return KEY.sign(data, signature_algorithm)
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return KEY.public_key()
+
+    curve = key_size = exchange = private_numbers = private_bytes = None  # type: ignore[assignment]
+
+    def __copy__(self) -> SlowKey:
+        return self
+
+    def __deepcopy__(self, memo: object) -> SlowKey:
+        return self
+
+
+async def test_a_flood_of_questions_leaves_the_token_to_others(service: OcspService) -> None:
+    assert service._responder is not None
+    key = SlowKey()
+    service._responder = Responder(key, service._responder.certificate)  # type: ignore[arg-type]
+    answers = await asyncio.gather(*(ask(service, post(question(n))) for n in range(1, 30)))
+    assert all(answer.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL for answer in answers)
+    assert key.most == module.SIGNING
 
 
 @pytest.mark.parametrize("reason", [Reason.STORAGE_UNAVAILABLE, Reason.TOKEN_UNAVAILABLE])
