@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 
 from nftrust.errors import NftrustError
-from nftrust.process.control import ALIVE, IMPAIRED, READY, REFUSED, Lines, parse_refusal
+from nftrust.process.control import ALIVE, FRONT_VARIABLE, IMPAIRED, READY, REFUSED, Lines, parse_refusal
 from nftrust.process.liveness import Vigil
 
 _CHUNK_BYTES = 1 << 16
 
 
 class Child:
-    """Starts ``command`` with ``--control-fd N``, and listens to what it says."""
+    """Starts ``command`` with ``--control-fd N`` as front ``number``, and listens to what it says."""
 
-    def __init__(self, command: Sequence[str], pass_fds: Sequence[int], silence: float) -> None:
+    def __init__(self, command: Sequence[str], pass_fds: Sequence[int], silence: float, number: int) -> None:
         self.control, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
                 [*command, "--control-fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), *pass_fds),
                 start_new_session=True,
+                env={**os.environ, FRONT_VARIABLE: str(number)},
             )
         self.control.setblocking(False)
         self.started = time.monotonic()

@@ -12,6 +12,8 @@ from nftrust.errors import NftrustError, Reason
 
 ALIVE, READY, IMPAIRED, REFUSED, SERVING = "alive", "ready", "impaired", "refused", "serving"
 
+#: The environment variable with the front's number among its server's, from 0.
+FRONT_VARIABLE = "NFTRUST_FRONT"
 #: sysexits.h: a front that ends with it cannot start for a reason that only a person can remove.
 EX_CONFIG = 78
 #: Longer ones are cut off.

@@ -43,7 +43,7 @@ class Supervisor:
     """``command`` is a front's command line; ``--control-fd N`` is added to it.
 
     ``on_ready`` is called once, when every front has reported ready;
-    ``on_ended`` with the process id of each front that has ended.
+    ``on_ended`` with the number of each front that has ended, before it is replaced.
     ``silence`` is how long a front that is at work may send no heartbeat, in
     seconds; for one that hangs it is :data:`nftrust.process.liveness.INERT_SECONDS`.
     """
@@ -56,7 +56,7 @@ class Supervisor:
         fronts: int,
         pass_fds: Sequence[int] = (),
         on_ready: Callable[[], None] = lambda: None,
-        on_ended: Callable[[int], None] = lambda pid: None,
+        on_ended: Callable[[int], None] = lambda number: None,
         silence: float = SILENCE_SECONDS,
         drain: float = DRAIN_SECONDS,
     ) -> None:
@@ -107,7 +107,7 @@ class Supervisor:
         return EX_CONFIG
 
     def _start(self, slot: _Slot) -> None:
-        slot.child = Child(self._command, self._pass_fds, self._silence)
+        slot.child = Child(self._command, self._pass_fds, self._silence, slot.number)
         slot.child.tell(self._health)
         self._selector.register(slot.child.control, selectors.EVENT_READ, slot.child)
 
@@ -142,7 +142,7 @@ class Supervisor:
         if child.control in self._selector.get_map():
             self._selector.unregister(child.control)
         child.close()
-        self._on_ended(child.process.pid)
+        self._on_ended(slot.number)
         stable = now - child.started > STABLE_SECONDS
         slot.child = None
         slot.start_at = now + (0.0 if stable else slot.pause)

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-from prometheus_client.multiprocess import mark_process_dead
 
 from nftrust import logs
 from nftrust.clock import SystemClock
@@ -27,7 +26,7 @@ from nftrust.pkcs11.pin import hold_pin
 from nftrust.process.front import EX_CONFIG, Front, run_front
 from nftrust.process.supervisor import Supervisor
 from nftrust.role.health import Served, watched
-from nftrust.role.metrics import values_of
+from nftrust.role.metrics_files import forget_gauges, metrics_files
 from nftrust.role.probe import probed
 from nftrust.storage import Store, Transaction
 from nftrust.storage.meta import set_high_water
@@ -102,14 +101,14 @@ class Role(Generic[C]):
         fronts: int = config.fronts  # type: ignore[attr-defined]
         probe = _probe(config)
         addresses = [*self.addresses(config), *([] if probe is None else [probe.address])]
-        with values_of(self.command):
+        with metrics_files(self.command, fronts) as folder:
             supervisor = Supervisor(
                 command,
                 addresses,
                 fronts=fronts,
                 pass_fds=_inherited_pin(config),
                 on_ready=on_ready,
-                on_ended=mark_process_dead,
+                on_ended=partial(forget_gauges, folder),
             )
             return supervisor.run()
 

@@ -1,7 +1,7 @@
 """The Prometheus metrics of the server roles; docs/metrics.md explains each.
 
 The fronts of a server are processes: prometheus_client's multiprocess mode
-keeps each one's values in memory-mapped files of the supervisor's directory,
+keeps each one's values in memory-mapped files (:mod:`nftrust.role.metrics_files`),
 so that whichever front is asked answers for all, and counters survive a front
 that is replaced. Labels come from closed sets; no label names an NF.
 """
@@ -9,13 +9,9 @@ that is replaced. Labels come from closed sets; no label names an NF.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -25,12 +21,15 @@ from prometheus_client import (
     Histogram,
     generate_latest,
     multiprocess,
+    values,
 )
 
 from nftrust.errors import Reason
+from nftrust.process.control import FRONT_VARIABLE
 
-#: Where the supervisor has its fronts keep their values; read by prometheus_client when it is imported.
-DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+if (_front := os.environ.get(FRONT_VARIABLE)) is not None:
+    # Before the first metric. By default values are kept by process id, and never given up.
+    values.ValueClass = values.MultiProcessValue(lambda: _front)  # type: ignore[no-untyped-call]
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -68,19 +67,6 @@ NOT_AFTER = Gauge(
 CRL_NEXT_UPDATE = Gauge(
     "nftrust_crl_next_update_timestamp_seconds", "When the CRL has to be replaced.", multiprocess_mode="livemax"
 )
-
-
-@contextmanager
-def values_of(command: str) -> Iterator[None]:
-    """A supervisor's directory for its fronts' values; what killed ones of this role left behind goes first."""
-    place = Path(tempfile.gettempdir())
-    for left in place.glob(f"nftrust-{command}-*"):
-        pid = left.name.removeprefix(f"nftrust-{command}-").partition("-")[0]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"nftrust-{command}-{os.getpid()}-") as folder:
-        os.environ[DIRECTORY_VARIABLE] = folder
-        yield
 
 
 def call(method: str, code: str, reason: str, seconds: float) -> None:

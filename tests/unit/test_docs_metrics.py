@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics import Gauge, MetricWrapperBase
 
 from cmproxy.model import State
 from nf_agent.metrics import exposition
 from nf_agent.state import AgentState
 from nftrust.errors import Reason
 from nftrust.role import metrics
+from nftrust.role.metrics_files import KINDS, LIVE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -73,3 +74,9 @@ def test_the_dashboard_shows_every_metric() -> None:
     shown = json.dumps([panel["targets"] for panel in dashboard["panels"]])
     assert {name for name in documented() if name not in shown} == set()
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_the_supervisor_makes_files_for_every_kind_of_metric() -> None:
+    gauges = [metric for metric in vars(metrics).values() if isinstance(metric, Gauge)]
+    assert {f"gauge_{gauge._multiprocess_mode}" for gauge in gauges} == set(LIVE)
+    assert {kind for kind, _ in defined().values()} - {"gauge"} == set(KINDS) - set(LIVE)
