@@ -14,12 +14,15 @@ from cryptography import x509
 from cmproxy import convert
 from cmproxy.adapters.ca_ra import GrpcCaRaPort
 from cmproxy.adapters.diagnosis import PeerProbes
+from cmproxy.adapters.foreign import ESCROW_KEY, ForeignCaRaPort, ForeignProfile, RoutedCaRaPort, seal
 from cmproxy.adapters.nf import GrpcNfPort
 from cmproxy.adapters.verifier import GrpcVerifierPort
-from cmproxy.config import CmProxyConfig, PeerConfig
+from cmproxy.config import CmProxyConfig, ForeignCaRaConfig, PeerConfig
 from cmproxy.machine import RetryPolicy
 from cmproxy.model import NetworkFunction, State
+from cmproxy.ports import CaRaPort
 from cmproxy.provisioning import Provisioner, ProvisioningPolicy
+from cmproxy.registrar import load_registrar
 from cmproxy.runner import Runner, RunnerPolicy
 from cmproxy.service import ProvisioningServicer
 from cmproxy.store import SqlProxyStore
@@ -30,7 +33,8 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file
 from nftrust.identity import FqdnRules, Scope
 from nftrust.pkcs11.client import TokenClient
-from nftrust.pkcs11.keys import token_private_key
+from nftrust.pkcs11.keys import TokenEcPrivateKey, token_private_key
+from nftrust.pkcs11.operations import GenerateSecret, ListKeys
 from nftrust.role import audit_service, diagnosis_service, metrics
 from nftrust.role.health import Served
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
@@ -64,8 +68,9 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         stack.push_async_callback(asyncio.to_thread, store.close)
         proxy_store = SqlProxyStore(store, timedelta(seconds=config.runner.lease_seconds))
         nfs = _nf_port(config, identity, clock)
-        runner = _runner(config, identity, nfs, proxy_store, clock, stack)
-        provisioner = Provisioner(_policy(config), proxy_store, clock)
+        ca_ra = _ca_ra(config, identity, token, clock, stack)
+        runner = _runner(config, identity, nfs, ca_ra, proxy_store, clock, stack)
+        provisioner = Provisioner(_policy(config), proxy_store, clock, partial(seal, token))
         probes = PeerProbes(config, identity, nfs, _finder(provisioner))
         server = RpcServer(
             config.management,
@@ -126,6 +131,7 @@ def _runner(
     config: CmProxyConfig,
     identity: SignerIdentity,
     nfs: GrpcNfPort,
+    ca_ra: CaRaPort,
     store: SqlProxyStore,
     clock: GuardedClock,
     stack: contextlib.AsyncExitStack,
@@ -142,16 +148,50 @@ def _runner(
         RunnerPolicy(owner=settings.instance, lease=lease, retry=retry, concurrency=settings.concurrency),
         store,
         nfs,
-        GrpcCaRaPort(
-            _channel(config.ca_ra, identity, stack),
-            x509.load_pem_x509_certificate(read_file(config.ca_ra.trust_anchor)),
-            clock,
-            config.ca_ra.timeout_seconds,
-        ),
+        ca_ra,
         GrpcVerifierPort(verifier, clock, verifier_timeout),
         clock,
         metrics.EnrolmentMetrics(),
     )
+
+
+def _ca_ra(
+    config: CmProxyConfig,
+    identity: SignerIdentity,
+    token: TokenClient,
+    clock: GuardedClock,
+    stack: contextlib.AsyncExitStack,
+) -> CaRaPort:
+    own = GrpcCaRaPort(
+        _channel(config.ca_ra, identity, stack),
+        x509.load_pem_x509_certificate(read_file(config.ca_ra.trust_anchor)),
+        clock,
+        config.ca_ra.timeout_seconds,
+    )
+    foreign = config.foreign_ca_ra
+    if foreign is None:
+        return own
+    return RoutedCaRaPort(own, _foreign_ca_ra(foreign, config, token, clock), frozenset(foreign.certificate_profiles))
+
+
+def _foreign_ca_ra(
+    foreign: ForeignCaRaConfig, config: CmProxyConfig, token: TokenClient, clock: GuardedClock
+) -> ForeignCaRaPort:
+    """Makes the key for foreign secrets where it is missing. Raises NftrustError(TOKEN_CUSTODY_UNPROVEN)."""
+    key = token_private_key(token, CLIENT_KEY)
+    if not isinstance(key, TokenEcPrivateKey):
+        raise NftrustError(Reason.KEY_MISSING, f"{CLIENT_KEY} is not an EC key")
+    if not any(known.label == ESCROW_KEY for known in token.call(ListKeys())):
+        token.call(GenerateSecret(ESCROW_KEY, "escrow"))
+    profile = ForeignProfile(
+        foreign.endpoints,
+        x509.load_pem_x509_certificates(read_file(foreign.ca_certificates)),
+        foreign.mac_algorithm,
+        timedelta(seconds=foreign.credential_lifetime_seconds),
+    )
+    registrar = None if foreign.registrar is None else load_registrar(foreign.registrar, foreign.settings)
+    signer = x509.load_pem_x509_certificates(read_file(config.client_certificate))
+    return ForeignCaRaPort(profile, registrar, token, key, signer, clock)
 
 
 def _nf_port(config: CmProxyConfig, identity: SignerIdentity, clock: GuardedClock) -> GrpcNfPort:
@@ -170,9 +210,12 @@ def _finder(provisioner: Provisioner) -> Callable[[str], Awaitable[NetworkFuncti
 
 def _policy(config: CmProxyConfig) -> ProvisioningPolicy:
     forms = {entry.nf_type: entry.forms for entry in config.fqdn_forms}
+    foreign = config.foreign_ca_ra
     return ProvisioningPolicy(
         fqdns=FqdnRules(config.home_domain, forms),
         day0_roots={root.name: Scope((root.tenant,), root.nf_types, root.fqdn_suffixes) for root in config.day0_roots},
         delivery_modes=frozenset(config.delivery_modes),
         shared_fqdn_profiles=frozenset(config.shared_fqdn_profiles),
+        foreign_profiles=frozenset(() if foreign is None else foreign.certificate_profiles),
+        by_hand=foreign is not None and foreign.registrar is None,
     )

@@ -19,7 +19,7 @@ from nftrust.config import (
     TokenConfig,
 )
 from nftrust.identity import is_home_domain
-from nftrust.messages import DeliveryMode
+from nftrust.messages import CmpMac, DeliveryMode
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
 
@@ -38,6 +38,24 @@ class CaRaPeerConfig(PeerConfig, frozen=True, kw_only=True):
 
     #: PEM of the operator's root: what the CA/RA answers has to be signed under it (security rule 12).
     trust_anchor: Path
+
+
+class ForeignCaRaConfig(Section, frozen=True, kw_only=True):
+    """A CA/RA that is not nftrust's (docs/foreign-ca.md)."""
+
+    #: The NFs of these certificate profiles belong to it.
+    certificate_profiles: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    #: URLs of its CMP service; told the NF.
+    endpoints: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=8)]
+    #: PEM: its issuing CA first, its root last; told the NF.
+    ca_certificates: Path
+    #: What protects the NF's CMP request.
+    mac_algorithm: CmpMac = "PBMAC1"
+    credential_lifetime_seconds: Seconds = 86400.0
+    #: `ejbca`, or an entry point of `nftrust.registrars`; none: OAM hands in reference value and secret.
+    registrar: str | None = None
+    #: For the registrar.
+    settings: dict[str, str] = {}
 
 
 class RunnerConfig(Section, frozen=True, kw_only=True):
@@ -68,6 +86,7 @@ class CmProxyConfig(Section, frozen=True, kw_only=True):
     #: Principals, scopes and deny lists; reloaded when it changes.
     access_file: Path
     ca_ra: CaRaPeerConfig
+    foreign_ca_ra: ForeignCaRaConfig | None = None
     verifier: PeerConfig | None = None
     day0_roots: tuple[Day0RootConfig, ...]
     delivery_modes: tuple[DeliveryMode, ...] = ("wrapped",)

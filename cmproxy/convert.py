@@ -8,6 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cmproxy.model import Enrolment, NetworkFunction, State
+from cmproxy.ports import ForeignCredential
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.errors import invalid_field
 from nftrust.messages import DeliveryMode
@@ -124,6 +125,21 @@ def enrolment_message(enrolment: Enrolment) -> pb.Enrolment:
     if enrolment.end_time is not None:
         message.end_time.CopyFrom(timestamp(enrolment.end_time))
     return message
+
+
+def foreign_credential(request: pb.StartEnrolmentRequest) -> ForeignCredential | None:
+    """Unchecked."""
+    given = request.foreign_credential
+    return ForeignCredential(given.reference, given.secret) if request.HasField("foreign_credential") else None
+
+
+def without_secret(request: pb.StartEnrolmentRequest) -> pb.StartEnrolmentRequest:
+    """For the idempotency hash: not even a hash of the secret is stored."""
+    bare = pb.StartEnrolmentRequest()
+    bare.CopyFrom(request)
+    if request.HasField("foreign_credential"):
+        bare.foreign_credential.ClearField("secret")
+    return bare
 
 
 def nf_name(name: str) -> str:

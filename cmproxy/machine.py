@@ -1,6 +1,7 @@
 """The enrolment state machine: pure functions from an enrolment and an event to the next enrolment.
 
     ATTESTING → REGISTERING → DELIVERING → ENROLLING → SUCCEEDED
+                               DELIVERING → DELIVERED (a foreign CA/RA)
         any working state → WAITING → the same working state again
         any working state → PARKED | FAILED;  any state that has not ended → CANCELLED
 
@@ -22,7 +23,7 @@ from nftrust.errors import NftrustError, Reason
 _TRANSITIONS = {
     State.ATTESTING: {State.REGISTERING},
     State.REGISTERING: {State.DELIVERING, State.ENROLLING},
-    State.DELIVERING: {State.ENROLLING, State.REGISTERING},
+    State.DELIVERING: {State.ENROLLING, State.REGISTERING, State.DELIVERED},
     State.ENROLLING: {State.SUCCEEDED, State.DELIVERING, State.ENROLLING},
 }
 
@@ -52,7 +53,7 @@ def advance(
     _require_working(enrolment)
     if to not in _TRANSITIONS[enrolment.working]:
         raise ValueError(f"no transition from {enrolment.working} to {to}")
-    ended = to is State.SUCCEEDED
+    ended = to.ended
     return replace(
         enrolment,
         state=to,
@@ -61,6 +62,8 @@ def advance(
         problem=None,
         steps=with_steps(enrolment.steps, steps),
         certificate=certificate or enrolment.certificate,
+        credential=None if ended else enrolment.credential,
+        intent=None if to is State.DELIVERED else enrolment.intent,  # a sealed secret may be in it
         update_time=now,
         end_time=now if ended else None,
         next_time=None if ended else now,
@@ -95,7 +98,7 @@ def cancel(enrolment: Enrolment, now: datetime) -> Enrolment:
 
 def cleaned_up(enrolment: Enrolment, now: datetime) -> Enrolment:
     """The registration of an ended enrolment is revoked, or was never open."""
-    return replace(enrolment, cleanup=False, next_time=None, update_time=now)
+    return replace(enrolment, cleanup=False, intent=None, next_time=None, update_time=now)
 
 
 def with_steps(old: tuple[Step, ...], new: Iterable[Step]) -> tuple[Step, ...]:
@@ -113,5 +116,11 @@ def _end(enrolment: Enrolment, state: State, now: datetime) -> Enrolment:
     """Terminal; what may be registered at the CA/RA has to be revoked there."""
     cleanup = enrolment.intent is not None
     return replace(
-        enrolment, state=state, end_time=now, cleanup=cleanup, next_time=now if cleanup else None, update_time=now
+        enrolment,
+        credential=None,
+        state=state,
+        end_time=now,
+        cleanup=cleanup,
+        next_time=now if cleanup else None,
+        update_time=now,
     )

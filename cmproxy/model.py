@@ -57,10 +57,12 @@ class State(enum.Enum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    #: The NF has what it needs to enrol at a foreign CA/RA, which we do not see.
+    DELIVERED = "delivered"
 
     @property
     def ended(self) -> bool:
-        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.DELIVERED)
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -69,6 +71,16 @@ class Step(msgspec.Struct, frozen=True):
     number: int
     description: str
     time: int
+
+
+class HandedCredential(msgspec.Struct, frozen=True):
+    """What OAM got from a foreign CA/RA. ``sealed`` rests under the CM proxy's token key alone."""
+
+    reference: str
+    sealed: bytes
+
+    def __repr__(self) -> str:
+        return f"HandedCredential({self.reference!r})"
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -97,6 +109,8 @@ class Enrolment:
     attempt: int = 0
     #: RegisterEndEntity as it was sent the first time, persisted before; replayed byte for byte.
     intent: bytes | None = None
+    #: A foreign CA/RA's reference value and sealed secret, as OAM gave them (HandedCredential).
+    credential: bytes | None = None
     registration: str = ""
     enrolment_info: str = ""
     certificate: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
@@ -26,7 +26,7 @@ class NfInfo:
 class NfStatus:
     """How far the NF agent is. Times are None until the step has happened."""
 
-    phase: Literal["armed", "enrolling", "confirmed", "failed"]
+    phase: Literal["armed", "enrolling", "confirmed", "failed", "delivered"]
     reason: str
     registration: str
     csr_time: datetime | None
@@ -86,6 +86,8 @@ class RegistrationAnswer:
     registration: CaRegistration
     enrolment_info: str
     iak: bytes
+    #: How the IAK travels, for a reader.
+    custody: str
 
     def __repr__(self) -> str:
         return f"RegistrationAnswer({self.registration.name})"
@@ -102,10 +104,51 @@ class CaRaPort(Protocol):
         """Steps 5 and 6; the same intent has one effect."""
         ...
 
+    def hands_over(self, registration: str) -> bool:
+        """Whether the NF goes on with this CA/RA by itself, out of our sight."""
+        ...
+
     async def get(self, registration: str) -> CaRegistration: ...
 
     async def revoke(self, registration: str) -> None:
         """Void it; one that has ended stays as it is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EndEntity:
+    """What a foreign CA/RA is told of an NF."""
+
+    #: Unique per enrolment: 40 lower-case letters, digits and hyphens.
+    handle: str
+    nf_instance_id: str
+    nf_type: str
+    #: The first is the NF's FQDN.
+    fqdns: tuple[str, ...]
+    tenant: str
+    certificate_profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignCredential:
+    """Reference value (1 to 128 characters) and secret (32 to 128 bytes, a multiple of 8) of an end entity."""
+
+    reference: str
+    secret: bytes = field(repr=False)
+
+
+class Registrar(Protocol):
+    """Registers end entities at a foreign CA/RA. Raises NftrustError and nothing else.
+
+    PEER_UNAVAILABLE is tried again; FOREIGN_CA_RA_REFUSED ends the enrolment.
+    """
+
+    async def register(self, entity: EndEntity) -> ForeignCredential:
+        """Called again with the same handle it voids the former secret and gives another: none is stored in clear."""
+        ...
+
+    async def revoke(self, handle: str) -> None:
+        """Void the end entity and what was issued to it; one that does not exist is none to void."""
         ...
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from cmproxy.model import Enrolment, NetworkFunction, State
+import msgspec
+
+from cmproxy.model import Enrolment, HandedCredential, NetworkFunction, State
+from cmproxy.ports import ForeignCredential
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason, invalid_field
 from nftrust.identity import FqdnRules, Scope, parse_nf_instance_id, parse_nf_type, parse_uuid
 from nftrust.messages import DeliveryMode
+from nftrust.pkcs11.operations import MAX_SECRET_BYTES, MIN_SECRET_BYTES
 
 _ENDPOINT = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})\Z")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+_REFERENCE = re.compile(r"[!-~]{1,128}\Z")
+#: Entropy cannot be measured; a secret with fewer different bytes certainly lacks it.
+MIN_DISTINCT_BYTES = 8
 DEFAULT_PROFILE = "nf"
 DEFAULT_TENANT = "default"
 
@@ -29,6 +36,10 @@ class ProvisioningPolicy:
     day0_roots: Mapping[str, Scope]
     delivery_modes: frozenset[DeliveryMode]
     shared_fqdn_profiles: frozenset[str]
+    #: Certificate profiles whose NFs belong to a foreign CA/RA.
+    foreign_profiles: frozenset[str] = frozenset()
+    #: Whether OAM hands in what that CA/RA gives; else a registrar asks.
+    by_hand: bool = False
 
 
 class ProvisioningStore(Protocol):
@@ -58,10 +69,17 @@ class ProvisioningStore(Protocol):
 class Provisioner:
     """What OAM may do. Every method raises NftrustError with the reason of the refusal."""
 
-    def __init__(self, policy: ProvisioningPolicy, store: ProvisioningStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        policy: ProvisioningPolicy,
+        store: ProvisioningStore,
+        clock: Clock,
+        seal: Callable[[bytes], Awaitable[bytes]],
+    ) -> None:
         self._policy = policy
         self._store = store
         self._clock = clock
+        self._seal = seal
 
     async def create(
         self, nf: NetworkFunction, actor: str, scope: Scope, request_id: str, request_sha256: bytes
@@ -90,9 +108,17 @@ class Provisioner:
         await self._store.delete_network_function(nf.nf_instance_id, _version(etag), actor)
 
     async def start(
-        self, nf_instance_id: str, allow_re_enrolment: bool, actor: str, scope: Scope, request_id: str, sha256: bytes
+        self,
+        nf_instance_id: str,
+        allow_re_enrolment: bool,
+        actor: str,
+        scope: Scope,
+        request_id: str,
+        sha256: bytes,
+        credential: ForeignCredential | None = None,
     ) -> Enrolment:
         nf = await self.get(nf_instance_id, scope)
+        handed = await self._handed(nf, credential)
         key = parse_uuid(request_id, "request_id") if request_id else None
         now = self._clock.now()
         enrolment = Enrolment(
@@ -102,11 +128,28 @@ class Provisioner:
             state=State.ATTESTING,
             working=State.ATTESTING,
             allow_re_enrolment=allow_re_enrolment,
+            credential=handed,
             create_time=now,
             update_time=now,
             next_time=now,
         )
         return await self._store.start_enrolment(enrolment, actor, key, sha256)
+
+    async def _handed(self, nf: NetworkFunction, credential: ForeignCredential | None) -> bytes | None:
+        """What OAM hands in for a foreign CA/RA, sealed; None where a CA/RA is asked."""
+        wanted = self._policy.by_hand and nf.profile in self._policy.foreign_profiles
+        if wanted != (credential is not None):
+            raise NftrustError(Reason.FOREIGN_CREDENTIAL_REFUSED)
+        if credential is None:
+            return None
+        if not _REFERENCE.match(credential.reference):
+            raise invalid_field("foreign_credential.reference", "1 to 128 printable ASCII characters without space")
+        size = len(credential.secret)
+        if not MIN_SECRET_BYTES <= size <= MAX_SECRET_BYTES or size % 8:
+            raise invalid_field("foreign_credential.secret", "32 to 128 bytes, a multiple of 8")
+        if len(set(credential.secret)) < MIN_DISTINCT_BYTES:
+            raise invalid_field("foreign_credential.secret", "at least 128 bits of entropy")
+        return msgspec.json.encode(HandedCredential(credential.reference, await self._seal(credential.secret)))
 
     async def enrolment(self, nf_instance_id: str, enrolment_id: str, scope: Scope) -> Enrolment:
         found = await self._store.find_enrolment(parse_uuid(enrolment_id, "name"))

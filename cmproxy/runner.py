@@ -204,7 +204,7 @@ class Runner:
         now = self._clock.now()
         steps = [
             Step(5, "CM proxy registered the NF at the CA/RA", _micros(asked)),
-            Step(6, "CA/RA returned reference value and IAK", _micros(now)),
+            Step(6, f"CA/RA returned reference value and IAK, {answer.custody}", _micros(now)),
         ]
         known = replace(drive.enrolment, registration=answer.registration.name, enrolment_info=answer.enrolment_info)
         to = State.DELIVERING if answer.registration.state == "open" else State.ENROLLING
@@ -244,7 +244,8 @@ class Runner:
         drive.iak = b""
         now = self._clock.now()
         step = Step(7, "CM proxy delivered enrolment information and IAK to the NF", _micros(now))
-        return machine.advance(drive.enrolment, State.ENROLLING, now, steps=[step])
+        to = State.DELIVERED if self._ca_ra.hands_over(drive.enrolment.registration) else State.ENROLLING
+        return machine.advance(drive.enrolment, to, now, steps=[step])
 
     async def _in_use(self, drive: Drive) -> bool:
         return (await self._ca_ra.get(drive.enrolment.registration)).state in ("issued", "confirmed")

@@ -92,7 +92,8 @@ class ProvisioningServicer(ProvisioningServiceServicer):
             peer.uri,
             peer.scope,
             request.request_id,
-            request_hash(request),
+            request_hash(convert.without_secret(request)),
+            convert.foreign_credential(request),
         )
         self._wake()
         return convert.enrolment_message(started)

@@ -53,6 +53,7 @@ enrolment = Table(
     Column("allow_re_enrolment", Boolean, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("intent", LargeBinary),
+    Column("credential", LargeBinary),
     Column("registration", String(64), nullable=False),
     Column("enrolment_info", Text, nullable=False),
     Column("certificate", String(64), nullable=False),

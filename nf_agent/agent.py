@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from nf_agent.acceptance import AcceptedInfo, Expectations, accept_enrolment_info, require_alive, utc_now
 from nf_agent.ca_ra import GrpcEnrolmentPort
 from nf_agent.config import AgentConfig
+from nf_agent.foreign import ForeignDelivery, ForeignExpectations, accept_foreign_info, is_foreign
 from nf_agent.metrics import exposition
 from nf_agent.procedure import Procedure, Superseded, new_attempt
 from nf_agent.service import AgentServicer, serve
@@ -65,14 +66,23 @@ class Credential:
 class NfAgent:
     """One NF's agent: serves the CM proxy, enrols at the CA/RA, keeps the credential."""
 
-    def __init__(self, config: AgentConfig, states: StateStore, token: TokenClient, expected: Expectations) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        states: StateStore,
+        token: TokenClient,
+        expected: Expectations,
+        foreign: ForeignExpectations,
+    ) -> None:
         self.config = config
         self._states = states
         self._token = token
         self._expected = expected
+        self._foreign = foreign
         self._changed = asyncio.Event()
         self._delivering = asyncio.Lock()
         self._callbacks: list[Callable[[Credential], None]] = []
+        self._delivery_callbacks: list[Callable[[ForeignDelivery], None]] = []
         self._failures = 0
         #: What the last delivery was checked into, until the first try with it.
         self._accepted: tuple[str, AcceptedInfo] | None = None
@@ -99,7 +109,7 @@ class NfAgent:
             expected = Expectations(
                 config.nf_instance_id, jose.sha256(transport_key), config.minimum_delivery_mode, anchor
             )
-            agent = cls(config, states, token, expected)
+            agent = cls(config, states, token, expected, _foreign_expectations(config, expected))
             async with agent._running(transport_key):
                 yield agent
         finally:
@@ -142,6 +152,26 @@ class NfAgent:
         """Call back with each new credential, from the event loop."""
         self._callbacks.append(callback)
 
+    def on_delivery(self, callback: Callable[[ForeignDelivery], None]) -> None:
+        """Call back with what is delivered for a foreign CA/RA; at once if it was delivered before.
+
+        From then on the NF's own CMP client is in charge: the agent does not enrol there.
+        """
+        self._delivery_callbacks.append(callback)
+        if self._states.state.phase == "delivered":
+            callback(self.delivery())
+
+    def delivery(self) -> ForeignDelivery:
+        """What was delivered for a foreign CA/RA. Raises NftrustError(AGENT_NOT_ARMED) where nothing was,
+        ENROLMENT_INFO_INVALID or IAK_EXPIRED as at delivery.
+        """
+        state = self._states.state
+        if state.phase != "delivered" or state.attempt is None:
+            raise NftrustError(Reason.AGENT_NOT_ARMED)
+        info, chain = accept_foreign_info(state.attempt.enrolment_info, self._foreign, utc_now())
+        uri = f"pkcs11:token={quote(self.config.token.label)};object={TRANSPORT_KEY};type=private"
+        return ForeignDelivery(info, chain, uri, self._token)
+
     @property
     def change(self) -> asyncio.Event:
         """Set at the next change of :attr:`state`; take it before reading the state."""
@@ -160,7 +190,11 @@ class NfAgent:
 
     async def _deliver(self, enrolment_info: str, iak: bytes) -> None:
         state = self._states.state
-        if state.phase == "enrolling" and state.attempt and state.attempt.enrolment_info == enrolment_info:
+        under_way = state.phase in ("enrolling", "delivered")
+        if under_way and state.attempt and state.attempt.enrolment_info == enrolment_info:
+            return
+        if is_foreign(enrolment_info):
+            self._deliver_foreign(enrolment_info, iak)
             return
         now = utc_now()
         accepted = accept_enrolment_info(enrolment_info, self._expected, bool(iak), now)
@@ -179,6 +213,24 @@ class NfAgent:
         self._accepted = enrolment_info, accepted
         self._states.save(replace(self._states.state, phase="enrolling", reason="", attempt=attempt))
         log.info("enrolment information accepted", extra={"registration": registration})
+
+    def _deliver_foreign(self, enrolment_info: str, iak: bytes) -> None:
+        info, _ = accept_foreign_info(enrolment_info, self._foreign, utc_now())
+        if iak:
+            raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "the IAK is not delivered as the mode says")
+        state = self._states.state
+        held = state.phase == "delivered" or (state.current is not None and state.phase != "armed")
+        replayed = state.attempt is not None and state.attempt.registration == info.registration
+        if (replayed and state.phase != "armed") or (held and not info.re_enrolment):
+            raise NftrustError(Reason.AGENT_NOT_ARMED)
+        attempt = new_attempt(enrolment_info, info.registration, None)
+        self._states.save(replace(state, phase="delivered", reason="", attempt=attempt))
+        log.info("foreign CA/RA: enrolment information accepted", extra={"registration": info.registration})
+        for callback in self._delivery_callbacks:
+            try:
+                callback(self.delivery())
+            except Exception:
+                log.exception("a callback of the embedding NF failed")
 
     # The worker
 
@@ -322,3 +374,15 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
+
+
+def _foreign_expectations(config: AgentConfig, expected: Expectations) -> ForeignExpectations:
+    """Raises NftrustError(CONFIG_INVALID)."""
+    foreign, client_ca = config.foreign_ca_ra, config.listener.tls.client_ca
+    return ForeignExpectations(
+        expected.nf_instance_id,
+        expected.transport_key_sha256,
+        x509.load_pem_x509_certificates(read_file(client_ca)) if client_ca is not None else (),
+        config.cm_proxies,
+        None if foreign is None else x509.load_pem_x509_certificate(read_file(foreign.trust_anchor)),
+    )

@@ -12,6 +12,13 @@ from nftrust.identity import parse_nf_instance_id
 from nftrust.messages import DeliveryMode
 
 
+class ForeignTrustConfig(Section, frozen=True, kw_only=True):
+    """Allows the CM proxy to deliver for a CA/RA that is not nftrust's (docs/foreign-ca.md)."""
+
+    #: PEM of the foreign CA/RA's root.
+    trust_anchor: Path
+
+
 class AgentConfig(Section, frozen=True, kw_only=True):
     """One NF instance.
 
@@ -30,6 +37,8 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     key_type: Literal["ec-p256", "ec-p384"] = "ec-p256"
     #: PEM of the operator's root; wins over what step 7 delivers (security rule 12).
     trust_anchor: Path | None = None
+    #: None: no foreign CA/RA is accepted.
+    foreign_ca_ra: ForeignTrustConfig | None = None
     #: URIs of the CM proxies that may deliver; empty: any of the services CA.
     cm_proxies: tuple[str, ...] = ()
     request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0

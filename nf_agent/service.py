@@ -38,6 +38,7 @@ _STATES = {
     "enrolling": pb.AgentStatus.ENROLLING,
     "confirmed": pb.AgentStatus.CONFIRMED,
     "failed": pb.AgentStatus.FAILED,
+    "delivered": pb.AgentStatus.DELIVERED,
 }
 MAX_INFO_BYTES = 48 * 1024
 

@@ -16,7 +16,7 @@ from nftrust.files import write_atomically
 
 TRANSPORT_KEY = "nf-transport"
 STATE_FILE = "state.json"
-Phase = Literal["armed", "enrolling", "confirmed", "failed"]
+Phase = Literal["armed", "enrolling", "confirmed", "failed", "delivered"]
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

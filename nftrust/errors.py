@@ -226,6 +226,21 @@ class Reason(enum.Enum):
         "Policy does not allow this IAK delivery mode.",
         "Use the wrapped mode, or change the policy.",
     )
+    FOREIGN_CREDENTIAL_REFUSED = (
+        Code.INVALID_ARGUMENT,
+        "A reference value and secret were given where policy wants none, or none where it wants them.",
+        "See docs/foreign-ca.md: the certificate profile decides which CA/RA an NF belongs to.",
+    )
+    FOREIGN_CA_RA_REFUSED = (
+        Code.FAILED_PRECONDITION,
+        "The foreign CA/RA refused the registration or the revocation.",
+        "Look in that CA/RA's log; check its profiles and the rights of the CM proxy's RA certificate.",
+    )
+    FOREIGN_CA_RA_NOT_ALLOWED = (
+        Code.FAILED_PRECONDITION,
+        "The NF agent's configuration does not allow this foreign CA/RA.",
+        "Set foreign_ca_ra in the NF agent's configuration, with the foreign CA/RA's root.",
+    )
     PROFILE_UNKNOWN = (
         Code.INVALID_ARGUMENT,
         "There is no certificate profile of this name.",

@@ -20,6 +20,7 @@ DeliveryMode = Literal["wrapped", "tls-only"]
 
 STATEMENT_TYP = "nftrust-statement+jws"
 ENROLMENT_INFO_TYP = "nftrust-enrolment-info+jws"
+FOREIGN_INFO_TYP = "nftrust-foreign-enrolment-info+jws"
 ENROL_TYP = "nftrust-enrol+jws"
 CONFIRM_TYP = "nftrust-confirm+jws"
 RESPONSE_TYP = "nftrust-response+jws"
@@ -69,6 +70,37 @@ class EnrolmentInfo(Payload, frozen=True):
     #: OAM has allowed a further certificate for an NF that holds a confirmed one (security rule 4).
     re_enrolment: bool
     #: RSAES-OAEP ciphertext of the IAK; empty where the mode is tls-only.
+    wrapped_iak: Binary
+    expire_time: int
+
+
+CmpMac = Literal["PasswordBasedMac", "PBMAC1"]
+
+
+class ForeignEnrolmentInfo(Payload, frozen=True):
+    """Step 7 for a CA/RA that is not ours; signed by the CM proxy's TLS client key, which is in its token."""
+
+    #: RFC 9810 over HTTP (RFC 9811).
+    protocol: Literal["cmp"]
+    endpoints: Annotated[list[Short], msgspec.Meta(min_length=1, max_length=8)]
+    #: DER, base64url: the issuing CA first, its root last.
+    ca_certificates: Annotated[list[Binary], msgspec.Meta(min_length=1, max_length=8)]
+    #: DER, base64url: the CM proxy's certificate first.
+    signer_chain: Annotated[list[Binary], msgspec.Meta(min_length=1, max_length=4)]
+    registration: Short
+    #: senderKID of the CMP request.
+    reference: Short
+    nf_instance_id: Uuid
+    nf_type: Short
+    fqdns: Annotated[list[Short], msgspec.Meta(min_length=1, max_length=16)]
+    certificate_profile: Short
+    transport_key_sha256: Hash
+    #: The one MAC of this registration (security rule 5).
+    mac_algorithm: CmpMac
+    #: What is true of the secret's way: it was in the CM proxy's memory in clear before its token wrapped it.
+    custody: Literal["imported-then-wrapped"]
+    re_enrolment: bool
+    #: RSAES-OAEP ciphertext of the secret.
     wrapped_iak: Binary
     expire_time: int
 

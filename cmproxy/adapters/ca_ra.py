@@ -78,13 +78,17 @@ class GrpcCaRaPort:
             self._stub.RegisterEndEntity(request, timeout=self.timeout_seconds, metadata=correlated())
         )
         self._check_info(request, answer)
-        return RegistrationAnswer(_registration(answer.registration), answer.enrolment_info, answer.iak)
+        custody = "wrapped by the CA/RA's token" if not answer.iak else "in clear, protected by TLS alone"
+        return RegistrationAnswer(_registration(answer.registration), answer.enrolment_info, answer.iak, custody)
 
     def _check_info(self, request: pb.RegisterEndEntityRequest, answer: pb.RegisterEndEntityResponse) -> None:
         """Who holds the CA/RA's TLS key alone cannot have us plant a trust anchor in an NF (security rule 12)."""
         info = verify_enrolment_info(answer.enrolment_info, self.trust_anchor, self.clock.now()).info
         if info.nf_instance_id != request.nf_instance_id or info.registration != answer.registration.name:
             raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it is for another NF or registration")
+
+    def hands_over(self, registration: str) -> bool:
+        return False
 
     async def get(self, registration: str) -> CaRegistration:
         request = pb.GetRegistrationRequest(name=registration)

@@ -38,6 +38,7 @@ _PHASES = {
     pb.AgentStatus.ENROLLING: "enrolling",
     pb.AgentStatus.CONFIRMED: "confirmed",
     pb.AgentStatus.FAILED: "failed",
+    pb.AgentStatus.DELIVERED: "delivered",
 }
 
 

@@ -15,7 +15,10 @@ from nftrust.errors import NftrustError, Reason, invalid_field
 from nftrust.files import read_file
 
 EXIT_NOT_ENROLLED = 3
-ENDED = (pb.Enrolment.SUCCEEDED, pb.Enrolment.FAILED, pb.Enrolment.CANCELLED)
+ENDED = (pb.Enrolment.SUCCEEDED, pb.Enrolment.FAILED, pb.Enrolment.CANCELLED, pb.Enrolment.DELIVERED)
+#: All that nftrust does for the NF is done.
+DONE = (pb.Enrolment.SUCCEEDED, pb.Enrolment.DELIVERED)
+MAX_SECRET_FILE_BYTES = 256
 OUTPUT = click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
@@ -142,13 +145,32 @@ def _show(found: pb.NetworkFunction, output: str) -> None:
 @click.argument("nf_reference", metavar="NF")
 @click.option("--watch", is_flag=True, help="Show the steps as they happen; exit status 3 unless it succeeds.")
 @click.option("--again", is_flag=True, help="Allow a further certificate for an NF that has one.")
+@click.option("--reference", help="Reference value that a foreign CA/RA gave for this NF.")
+@click.option(
+    "--secret-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with that CA/RA's secret, readable by you alone; one newline at its end is not part of it.",
+)
 @OUTPUT
 @click.pass_obj
-def enrol(config: str, nf_reference: str, watch: bool, again: bool, output: str) -> int:
+def enrol(
+    config: str,
+    nf_reference: str,
+    watch: bool,
+    again: bool,
+    reference: str | None,
+    secret_file: Path | None,
+    output: str,
+) -> int:
     """Enrol a network function (steps 4 to 10)."""
+    if (reference is None) != (secret_file is None):
+        raise click.UsageError("--reference and --secret-file go together")
     with Session.open(Path(config)) as session:
         parent = resolve(session, nf_reference).name
         request = pb.StartEnrolmentRequest(parent=parent, request_id=str(uuid.uuid4()), allow_re_enrolment=again)
+        if reference is not None and secret_file is not None:
+            request.foreign_credential.reference = reference
+            request.foreign_credential.secret = read_secret(secret_file)
         enrolment_ = session.provisioning().StartEnrolment(request, timeout=session.timeout)
         if watch:
             enrolment_ = follow(session, enrolment_.name, quiet=output == "json")
@@ -156,7 +178,15 @@ def enrol(config: str, nf_reference: str, watch: bool, again: bool, output: str)
         emit_json(as_dict(enrolment_))
     elif not watch:
         click.echo(enrolment_.name)
-    return EXIT_NOT_ENROLLED if watch and enrolment_.state != pb.Enrolment.SUCCEEDED else 0
+    return EXIT_NOT_ENROLLED if watch and enrolment_.state not in DONE else 0
+
+
+def read_secret(path: Path) -> bytes:
+    """Raises NftrustError(CONFIG_INVALID) where others may read it."""
+    data = read_file(path, MAX_SECRET_FILE_BYTES)
+    if path.stat().st_mode & 0o077:
+        raise NftrustError(Reason.CONFIG_INVALID, f"{path}: readable by others: mode 0600")
+    return data.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def follow(session: Session, name: str, *, quiet: bool) -> pb.Enrolment:

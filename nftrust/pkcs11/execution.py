@@ -95,13 +95,14 @@ def _generate_secret(session: TokenSession, operation: op.GenerateSecret) -> Non
     def make(template: Template) -> int:
         return session.module.generate_key(session.handle, mechanism, template)
 
-    if operation.kind == "kek":
-        _require_custody(session)
-        _made(session, label, lambda: make(templates.kek(label)))
+    if operation.kind == "mac":
+        _made_where_possible(
+            session, label, lambda portable: make(templates.mac_key(label, length=op.MAC_BYTES, portable=portable))
+        )
         return
-    _made_where_possible(
-        session, label, lambda portable: make(templates.mac_key(label, length=op.MAC_BYTES, portable=portable))
-    )
+    _require_custody(session)
+    template = templates.kek if operation.kind == "kek" else templates.escrow
+    _made(session, label, lambda: make(template(label)))
 
 
 def _import_secret(session: TokenSession, operation: op.ImportSecret) -> None:
@@ -110,6 +111,33 @@ def _import_secret(session: TokenSession, operation: op.ImportSecret) -> None:
         return session.module.create(session.handle, template)
 
     _made_where_possible(session, operation.label, make)
+
+
+def _seal_secret(session: TokenSession, operation: op.SealSecret) -> bytes:
+    passing = session.module.create(session.handle, templates.passing_secret(operation.value))
+    with session.session_object(passing) as secret:
+        return session.with_key(
+            operation.kek_label,
+            "escrow",
+            lambda kek: session.module.wrap(session.handle, templates.AES_KEY_WRAP, kek, secret),
+        )
+
+
+def _rewrap_secret(session: TokenSession, operation: op.RewrapSecret) -> bytes:
+    recipient = spki.transport_numbers(operation.recipient_spki)
+    module, handle = session.module, session.handle
+
+    def use(kek: int) -> bytes:
+        passing = session.unwrap(
+            templates.AES_KEY_WRAP, kek, operation.blob, templates.PASSING_SECRET, Reason.STORED_ROW_TAMPERED
+        )
+        with (
+            session.session_object(passing) as secret,
+            session.session_object(module.create(handle, templates.rsa_recipient(*recipient))) as key,
+        ):
+            return module.wrap(handle, templates.OAEP[operation.oaep_hash], key, secret)
+
+    return session.with_key(operation.kek_label, "escrow", use)
 
 
 def _mac(session: TokenSession, operation: op.Mac) -> bytes:
@@ -223,6 +251,8 @@ EXECUTORS: Mapping[type, Callable[[TokenSession, Any], Any]] = {
     op.SignDigest: _sign_digest,
     op.GenerateSecret: _generate_secret,
     op.ImportSecret: _import_secret,
+    op.SealSecret: _seal_secret,
+    op.RewrapSecret: _rewrap_secret,
     op.Mac: _mac,
     op.VerifyMac: _verify_mac,
     op.MintIak: _mint_iak,

@@ -23,7 +23,7 @@ from nftrust.errors import NftrustError, Reason, invalid_field
 R_co = TypeVar("R_co", covariant=True)
 
 KeyPairKind = Literal["ec-p256", "ec-p384", "rsa-3072", "rsa-transport"]
-SecretKind = Literal["kek", "mac"]
+SecretKind = Literal["kek", "mac", "escrow"]
 Scheme = Literal["ecdsa", "rsa-pss", "rsa-pkcs1v15"]
 HashName = Literal["sha256", "sha384", "sha512"]
 OaepHash = Literal["sha1", "sha256"]
@@ -34,6 +34,9 @@ IAK_BYTES = 32
 #: AES-KW (RFC 3394) of an IAK.
 VAULT_BLOB_BYTES = IAK_BYTES + 8
 MAC_BYTES = 32
+#: What a foreign CA/RA may give as a secret. As hexadecimal digits the shortest has 128 bits; no token makes an
+#: HMAC-SHA256 with a shorter key. AES-KW takes multiples of 8 (SoftHSM 2.6.1 leaves the padding of AES-KWP in the key).
+MIN_SECRET_BYTES, MAX_SECRET_BYTES = 32, 128
 MAX_DATA_BYTES = 256 * 1024
 #: Modulus sizes a transport key may have, in bytes: RSA of 3072 to 4096 bits.
 MIN_MODULUS_BYTES, MAX_MODULUS_BYTES = 384, 512
@@ -134,7 +137,10 @@ class SignDigest(Operation[bytes], frozen=True, array_like=True, tag=True):
 
 
 class GenerateSecret(Operation[None], frozen=True, array_like=True, tag=True):
-    """Make a 256-bit secret key: ``kek`` (AES, wraps and unwraps IAKs) or ``mac`` (HMAC). KEY_EXISTS if taken."""
+    """Make a 256-bit secret key: ``kek`` (AES, for IAKs), ``escrow`` (AES, for foreign secrets) or ``mac`` (HMAC).
+
+    KEY_EXISTS if the label is taken.
+    """
 
     label: str
     kind: SecretKind
@@ -159,6 +165,43 @@ class ImportSecret(Operation[None], frozen=True, array_like=True, tag=True):
 
     def __repr__(self) -> str:
         return f"ImportSecret(label={self.label!r})"
+
+
+class SealSecret(Operation[bytes], frozen=True, array_like=True, tag=True):
+    """Take a foreign CA/RA's secret into the token and wrap it under an ``escrow`` key; it stays nowhere else."""
+
+    kek_label: str
+    value: bytes
+
+    RESULT: ClassVar[Any] = bytes
+
+    def __post_init__(self) -> None:
+        _check_label(self.kek_label)
+        _check_bytes("value", self.value, MIN_SECRET_BYTES, MAX_SECRET_BYTES)
+        if len(self.value) % 8:
+            raise invalid_field("value", "its length is no multiple of 8 bytes")
+
+    def __repr__(self) -> str:
+        return f"SealSecret(kek_label={self.kek_label!r})"
+
+
+class RewrapSecret(Operation[bytes], frozen=True, array_like=True, tag=True):
+    """A sealed secret as RSA-OAEP ciphertext for a transport key; in clear it is in the token alone.
+
+    STORED_ROW_TAMPERED if it was not sealed by this key, TRANSPORT_KEY_UNUSABLE as in :class:`MintIak`.
+    """
+
+    kek_label: str
+    blob: bytes
+    recipient_spki: bytes
+    oaep_hash: OaepHash = "sha1"
+
+    RESULT: ClassVar[Any] = bytes
+
+    def __post_init__(self) -> None:
+        _check_label(self.kek_label)
+        _check_bytes("blob", self.blob, 0, MAX_DATA_BYTES)
+        _check_bytes("recipient_spki", self.recipient_spki, 1, 2048)
 
 
 class Mac(Operation[bytes], frozen=True, array_like=True, tag=True):
@@ -266,6 +309,8 @@ AnyOperation = (
     | SignDigest
     | GenerateSecret
     | ImportSecret
+    | SealSecret
+    | RewrapSecret
     | Mac
     | VerifyMac
     | MintIak

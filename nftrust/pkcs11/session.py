@@ -119,8 +119,12 @@ class TokenSession:
         SoftHSM says CKR_GENERAL_ERROR to a tampered blob and to a token in
         trouble alike; asking after the token tells them apart.
         """
+        return self.unwrap(mechanism, parent, blob, templates.LOCKED_IAK, refused)
+
+    def unwrap(self, mechanism: Mechanism, parent: int, blob: bytes, template: Template, refused: Reason) -> int:
+        """As :meth:`unwrap_iak`, into this template."""
         try:
-            return self.module.unwrap(self.handle, mechanism, parent, blob, templates.LOCKED_IAK)
+            return self.module.unwrap(self.handle, mechanism, parent, blob, template)
         except CryptokiError as error:
             if error.value in _UNWRAP_REFUSED and self.alive():
                 raise NftrustError(refused) from None

@@ -20,7 +20,7 @@ from nftrust.pkcs11.cryptoki import Mechanism, Template
 from nftrust.pkcs11.operations import IAK_BYTES, EcdhKdf, HashName, KeyPairKind, OaepHash, SecretKind
 
 #: How a key is looked up: by label, and by what it can do.
-KeyRole = Literal["ecdsa", "rsa", "transport", "kek", "mac"]
+KeyRole = Literal["ecdsa", "rsa", "transport", "kek", "mac", "escrow"]
 
 _NOTHING_PUBLIC = {
     ck.CKA_ENCRYPT: False,
@@ -60,6 +60,18 @@ LOCKED_IAK_ATTRIBUTES: dict[int, Any] = {
     **_FROZEN,
 }
 LOCKED_IAK = Template(LOCKED_IAK_ATTRIBUTES)
+#: A foreign CA/RA's secret in the token: a session object that can be wrapped and nothing else.
+PASSING_ATTRIBUTES: dict[int, Any] = {
+    ck.CKA_CLASS: ck.CKO_SECRET_KEY,
+    ck.CKA_KEY_TYPE: ck.CKK_GENERIC_SECRET,
+    ck.CKA_TOKEN: False,
+    ck.CKA_PRIVATE: True,
+    ck.CKA_SENSITIVE: True,
+    ck.CKA_EXTRACTABLE: True,
+    **_NOTHING_SECRET,
+    **_FROZEN,
+}
+PASSING_SECRET = Template(PASSING_ATTRIBUTES)
 
 
 def newborn_iak(*, clear: bool) -> Template:
@@ -79,8 +91,22 @@ def newborn_iak(*, clear: bool) -> Template:
     )
 
 
+def passing_secret(value: bytes) -> Template:
+    """A foreign CA/RA's secret on its way through the token."""
+    return Template({ck.CKA_VALUE: value, **PASSING_ATTRIBUTES})
+
+
 def kek(label: str, *, token: bool = True) -> Template:
     """The vault's AES-256 key: wraps and unwraps by AES-KW, only into the locked template."""
+    return _wrapping_key(label, token, LOCKED_IAK)
+
+
+def escrow(label: str) -> Template:
+    """The AES-256 key for foreign secrets: wraps and unwraps by AES-KW, only into what can be wrapped again."""
+    return _wrapping_key(label, True, PASSING_SECRET)
+
+
+def _wrapping_key(label: str, token: bool, unwrapped: Template) -> Template:
     return Template(
         {
             ck.CKA_CLASS: ck.CKO_SECRET_KEY,
@@ -91,7 +117,7 @@ def kek(label: str, *, token: bool = True) -> Template:
             **_NOTHING_SECRET,
             ck.CKA_WRAP: True,
             ck.CKA_UNWRAP: True,
-            ck.CKA_UNWRAP_TEMPLATE: LOCKED_IAK,
+            ck.CKA_UNWRAP_TEMPLATE: unwrapped,
             ck.CKA_ALLOWED_MECHANISMS: (ck.CKM_AES_KEY_WRAP,),
             **_FROZEN,
         }
@@ -210,6 +236,7 @@ _KEY_PAIRS: dict[KeyPairKind, tuple[Mechanism, int, dict[int, Any], dict[int, An
 }
 SECRET_MECHANISMS: dict[SecretKind, Mechanism] = {
     "kek": Mechanism(ck.CKM_AES_KEY_GEN),
+    "escrow": Mechanism(ck.CKM_AES_KEY_GEN),
     "mac": Mechanism(ck.CKM_GENERIC_SECRET_KEY_GEN),
 }
 _ROLES: dict[KeyRole, dict[int, Any]] = {
@@ -217,6 +244,7 @@ _ROLES: dict[KeyRole, dict[int, Any]] = {
     "rsa": {ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_KEY_TYPE: ck.CKK_RSA, ck.CKA_SIGN: True},
     "transport": {ck.CKA_CLASS: ck.CKO_PRIVATE_KEY, ck.CKA_KEY_TYPE: ck.CKK_RSA, ck.CKA_UNWRAP: True},
     "kek": {ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_AES, ck.CKA_UNWRAP: True},
+    "escrow": {ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_AES, ck.CKA_UNWRAP: True},
     "mac": {ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_GENERIC_SECRET, ck.CKA_SIGN: True},
 }
 

@@ -175,6 +175,10 @@ class Enrolment(google.protobuf.message.Message):
         """Waits for a peer or an operator; tried again by itself."""
         PARKED: Enrolment._State.ValueType  # 9
         """Needs a person; `error` says what to do. Cancel it, or start anew after the remedy."""
+        DELIVERED: Enrolment._State.ValueType  # 10
+        """Step 7 is done and the NF goes on by itself with a foreign CA/RA, which
+        the CM proxy does not see. Terminal.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Enrolment.State.ValueType  # 0
@@ -193,6 +197,10 @@ class Enrolment(google.protobuf.message.Message):
     """Waits for a peer or an operator; tried again by itself."""
     PARKED: Enrolment.State.ValueType  # 9
     """Needs a person; `error` says what to do. Cancel it, or start anew after the remedy."""
+    DELIVERED: Enrolment.State.ValueType  # 10
+    """Step 7 is done and the NF goes on by itself with a foreign CA/RA, which
+    the CM proxy does not see. Terminal.
+    """
 
     NAME_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
@@ -421,22 +429,53 @@ class StartEnrolmentRequest(google.protobuf.message.Message):
     PARENT_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ALLOW_RE_ENROLMENT_FIELD_NUMBER: builtins.int
+    FOREIGN_CREDENTIAL_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """`networkFunctions/{nf_instance_id}`"""
     request_id: builtins.str
     """UUID; the same id returns the enrolment it started."""
     allow_re_enrolment: builtins.bool
     """Authorises an NF that holds a confirmed certificate to be enrolled again."""
+    @property
+    def foreign_credential(self) -> global___ForeignCredential:
+        """Only for an NF whose certificate profile belongs to a foreign CA/RA."""
+
     def __init__(
         self,
         *,
         parent: builtins.str = ...,
         request_id: builtins.str = ...,
         allow_re_enrolment: builtins.bool = ...,
+        foreign_credential: global___ForeignCredential | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["allow_re_enrolment", b"allow_re_enrolment", "parent", b"parent", "request_id", b"request_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["foreign_credential", b"foreign_credential"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["allow_re_enrolment", b"allow_re_enrolment", "foreign_credential", b"foreign_credential", "parent", b"parent", "request_id", b"request_id"]) -> None: ...
 
 global___StartEnrolmentRequest = StartEnrolmentRequest
+
+@typing.final
+class ForeignCredential(google.protobuf.message.Message):
+    """What a foreign CA/RA gave OAM for one end entity."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    reference: builtins.str
+    """Reference value: senderKID in CMP; 1 to 128 printable ASCII characters without space."""
+    secret: builtins.bytes
+    """The shared secret, 32 to 128 bytes with at least 128 bits of entropy. It
+    is taken into the CM proxy's token, stored only wrapped, never answered.
+    """
+    def __init__(
+        self,
+        *,
+        reference: builtins.str = ...,
+        secret: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reference", b"reference", "secret", b"secret"]) -> None: ...
+
+global___ForeignCredential = ForeignCredential
 
 @typing.final
 class GetEnrolmentRequest(google.protobuf.message.Message):

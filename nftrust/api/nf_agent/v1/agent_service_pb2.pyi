@@ -159,6 +159,10 @@ class AgentStatus(google.protobuf.message.Message):
         """Holds a confirmed certificate."""
         FAILED: AgentStatus._State.ValueType  # 4
         """The enrolment was refused for good; `reason` says why. Armed for another."""
+        DELIVERED: AgentStatus._State.ValueType  # 5
+        """Has the enrolment information of a foreign CA/RA; the NF's own CMP client
+        goes on.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: AgentStatus.State.ValueType  # 0
@@ -170,6 +174,10 @@ class AgentStatus(google.protobuf.message.Message):
     """Holds a confirmed certificate."""
     FAILED: AgentStatus.State.ValueType  # 4
     """The enrolment was refused for good; `reason` says why. Armed for another."""
+    DELIVERED: AgentStatus.State.ValueType  # 5
+    """Has the enrolment information of a foreign CA/RA; the NF's own CMP client
+    goes on.
+    """
 
     STATE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int

@@ -1,0 +1,189 @@
+"""The second adapter of the CA/RA port: a CA/RA that cannot wrap for the NF.
+
+Its secret is in clear in this process for as long as it takes to hand it to
+the token; what rests, rests under the token's key, and what leaves is wrapped
+for the NF. The delivered information is signed by our TLS client key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cmproxy.model import Enrolment, HandedCredential, NetworkFunction
+from cmproxy.ports import CaRaPort, CaRegistration, EndEntity, NfInfo, Registrar, RegistrationAnswer
+from nftrust import jose
+from nftrust.clock import Clock
+from nftrust.errors import NftrustError, Reason
+from nftrust.messages import FOREIGN_INFO_TYP, STATEMENT_TYP, CmpMac, ForeignEnrolmentInfo, NfStatement
+from nftrust.pkcs11.client import TokenClient
+from nftrust.pkcs11.operations import RewrapSecret, SealSecret
+from nftrust.x509.path import der
+
+ESCROW_KEY = "foreign-secrets"
+REGISTRATIONS = "foreignRegistrations/"
+CUSTODY = "imported into the CM proxy's token and wrapped there"
+_STATEMENT_ALGORITHMS = frozenset({"ES256", "ES384"})
+
+
+class ForeignIntent(msgspec.Struct, frozen=True):
+    """What is asked of the foreign CA/RA and told the NF; persisted before. Encodes as a JSON object."""
+
+    handle: str
+    nf_instance_id: str
+    nf_type: str
+    fqdns: tuple[str, ...]
+    tenant: str
+    certificate_profile: str
+    #: SubjectPublicKeyInfo, DER.
+    transport_key: bytes
+    re_enrolment: bool
+    expire_time: int
+    #: As OAM handed it in; None: the registrar asks for one.
+    handed: HandedCredential | None
+
+    @property
+    def registration(self) -> str:
+        return REGISTRATIONS + self.handle
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignProfile:
+    """What the NF is told of the foreign CA/RA."""
+
+    endpoints: tuple[str, ...]
+    #: Issuing CA first, root last.
+    ca_chain: Sequence[x509.Certificate]
+    mac_algorithm: CmpMac
+    credential_lifetime: timedelta
+
+
+async def seal(token: TokenClient, secret: bytes) -> bytes:
+    """The secret under the token's key. Raises NftrustError(INVALID_FIELD, TOKEN_UNAVAILABLE)."""
+    return await token.run(SealSecret(ESCROW_KEY, secret))
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignCaRaPort:
+    """Registers through a registrar, or with what OAM handed in."""
+
+    profile: ForeignProfile
+    registrar: Registrar | None
+    token: TokenClient
+    signing_key: ec.EllipticCurvePrivateKey
+    signer_chain: Sequence[x509.Certificate]
+    clock: Clock
+
+    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+        if nf.delivery_mode != "wrapped":
+            raise NftrustError(Reason.DELIVERY_MODE_NOT_ALLOWED, "a foreign secret is delivered wrapped")
+        handed = enrolment.credential
+        if handed is None and self.registrar is None:
+            raise NftrustError(Reason.FOREIGN_CREDENTIAL_REFUSED)
+        statement = jose.split(info.statement, typ=STATEMENT_TYP, algorithms=_STATEMENT_ALGORITHMS)
+        intent = ForeignIntent(
+            handle=f"nftrust-{enrolment.id.replace('-', '')}",
+            nf_instance_id=nf.nf_instance_id,
+            nf_type=nf.nf_type,
+            fqdns=nf.fqdns,
+            tenant=nf.tenant,
+            certificate_profile=nf.profile,
+            transport_key=jose.b64url_decode(jose.parse_payload(statement, NfStatement).transport_key),
+            re_enrolment=enrolment.allow_re_enrolment,
+            expire_time=int((self.clock.now() + self.profile.credential_lifetime).timestamp()),
+            handed=None if handed is None else msgspec.json.decode(handed, type=HandedCredential),
+        )
+        return msgspec.json.encode(intent)
+
+    async def register(self, intent: bytes) -> RegistrationAnswer:
+        try:
+            wanted = msgspec.json.decode(intent, type=ForeignIntent)
+        except msgspec.MsgspecError:
+            raise NftrustError(Reason.STATE_CORRUPT) from None
+        credential = wanted.handed or await self._ask(wanted)
+        wrapped = await self.token.run(RewrapSecret(ESCROW_KEY, credential.sealed, wanted.transport_key))
+        info = self._info(wanted, credential.reference, wrapped)
+        registration = CaRegistration(wanted.registration, "open", "", None)
+        return RegistrationAnswer(registration, info, b"", CUSTODY)
+
+    async def _ask(self, wanted: ForeignIntent) -> HandedCredential:
+        if self.registrar is None:
+            raise NftrustError(Reason.FOREIGN_CREDENTIAL_REFUSED)
+        given = await self.registrar.register(
+            EndEntity(
+                handle=wanted.handle,
+                nf_instance_id=wanted.nf_instance_id,
+                nf_type=wanted.nf_type,
+                fqdns=wanted.fqdns,
+                tenant=wanted.tenant,
+                certificate_profile=wanted.certificate_profile,
+            )
+        )
+        return HandedCredential(given.reference, await seal(self.token, given.secret))
+
+    def _info(self, wanted: ForeignIntent, reference: str, wrapped: bytes) -> str:
+        payload = ForeignEnrolmentInfo(
+            protocol="cmp",
+            endpoints=list(self.profile.endpoints),
+            ca_certificates=[jose.b64url(der(certificate)) for certificate in self.profile.ca_chain],
+            signer_chain=[jose.b64url(der(certificate)) for certificate in self.signer_chain],
+            registration=wanted.registration,
+            reference=reference,
+            nf_instance_id=wanted.nf_instance_id,
+            nf_type=wanted.nf_type,
+            fqdns=list(wanted.fqdns),
+            certificate_profile=wanted.certificate_profile,
+            transport_key_sha256=jose.b64url(jose.sha256(wanted.transport_key)),
+            mac_algorithm=self.profile.mac_algorithm,
+            custody="imported-then-wrapped",
+            re_enrolment=wanted.re_enrolment,
+            wrapped_iak=jose.b64url(wrapped),
+            expire_time=wanted.expire_time,
+        )
+        return jose.sign(self.signing_key, jose.Header(alg="ES256", typ=FOREIGN_INFO_TYP), payload)
+
+    def hands_over(self, registration: str) -> bool:
+        return True
+
+    async def get(self, registration: str) -> CaRegistration:
+        """What becomes of it we do not see."""
+        return CaRegistration(registration, "open", "", None)
+
+    async def revoke(self, registration: str) -> None:
+        """With a registrar. What OAM brought by hand, OAM voids by hand."""
+        if self.registrar is not None:
+            await self.registrar.revoke(registration.removeprefix(REGISTRATIONS))
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedCaRaPort:
+    """Our own CA/RA and a foreign one; the certificate profile decides whose an NF is."""
+
+    own: CaRaPort
+    foreign: CaRaPort
+    profiles: frozenset[str]
+
+    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+        port = self.foreign if nf.profile in self.profiles else self.own
+        return port.registration_intent(nf, enrolment, info)
+
+    async def register(self, intent: bytes) -> RegistrationAnswer:
+        # A protobuf message never starts with an opening brace (field 15 as a group), a JSON object always does.
+        return await (self.foreign if intent.startswith(b"{") else self.own).register(intent)
+
+    def hands_over(self, registration: str) -> bool:
+        return self._of(registration).hands_over(registration)
+
+    async def get(self, registration: str) -> CaRegistration:
+        return await self._of(registration).get(registration)
+
+    async def revoke(self, registration: str) -> None:
+        await self._of(registration).revoke(registration)
+
+    def _of(self, registration: str) -> CaRaPort:
+        return self.foreign if registration.startswith(REGISTRATIONS) else self.own

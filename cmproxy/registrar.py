@@ -1,0 +1,31 @@
+"""Finds the registrar of a foreign CA/RA: ours for EJBCA, or a plug-in (docs/foreign-ca.md).
+
+A plug-in is an entry point in the group ``nftrust.registrars`` whose object
+is a :data:`RegistrarFactory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import cast
+
+from cmproxy.adapters.ejbca import EjbcaRegistrar
+from cmproxy.ports import Registrar
+from nftrust.errors import NftrustError, Reason
+
+GROUP = "nftrust.registrars"
+#: Makes a registrar of the strings in ``foreign_ca_ra.settings``; raises NftrustError(CONFIG_INVALID).
+RegistrarFactory = Callable[[Mapping[str, str]], Registrar]
+_BUILT_IN: Mapping[str, RegistrarFactory] = {"ejbca": EjbcaRegistrar.from_settings}
+
+
+def load_registrar(name: str, settings: Mapping[str, str]) -> Registrar:
+    """Raises NftrustError(CONFIG_INVALID), also where there is no such registrar or more than one."""
+    factory = _BUILT_IN.get(name)
+    if factory is None:
+        found = list(entry_points(group=GROUP, name=name))
+        if len(found) != 1:
+            raise NftrustError(Reason.CONFIG_INVALID, f"foreign_ca_ra.registrar: {len(found)} have this name")
+        factory = cast("RegistrarFactory", found[0].load())
+    return factory(settings)
