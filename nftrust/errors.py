@@ -229,7 +229,7 @@ class Reason(enum.Enum):
     FOREIGN_CREDENTIAL_REFUSED = (
         Code.INVALID_ARGUMENT,
         "A reference value and secret were given where policy wants none, or none where it wants them.",
-        "See docs/foreign-ca.md: the certificate profile decides which CA/RA an NF belongs to.",
+        "The certificate profile decides which CA/RA an NF belongs to, see docs/foreign-ca.md.",
     )
     FOREIGN_CA_RA_REFUSED = (
         Code.FAILED_PRECONDITION,
