@@ -1,0 +1,106 @@
+"""The CA/RA port's second adapter on a real token, and the agent's checks on what it delivers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cmproxy.adapters.foreign import ESCROW_KEY, ForeignCaRaPort, ForeignIntent, ForeignProfile, seal
+from cmproxy.model import HandedCredential
+from nf_agent.foreign import ForeignExpectations, accept_foreign_info, is_foreign
+from nftrust import jose
+from nftrust.clock import SystemClock
+from nftrust.errors import NftrustError, Reason
+from nftrust.identity import urn
+from nftrust.pkcs11 import operations as op
+from nftrust.pkcs11.keys import token_private_key
+from tests.pki import make_ca
+from tests.token_fixtures import SharedToken
+
+pytestmark = pytest.mark.token
+NF = "5e0ee0a8-2b3f-4b0c-9d0e-2f1c7b6a1d3e"
+SERVICES, FOREIGN, OTHER = make_ca("services"), make_ca("foreign"), make_ca("other")
+
+
+@pytest.fixture(scope="module")
+def escrow(shared_token: SharedToken) -> Iterator[None]:
+    shared_token.client.call(op.GenerateSecret(ESCROW_KEY, "escrow"))
+    yield
+    shared_token.client.call(op.DestroyKey(ESCROW_KEY))
+
+
+def port(shared: SharedToken, uri: str = "urn:nftrust:cm-proxy:one") -> ForeignCaRaPort:
+    key = token_private_key(shared.client, shared.labels.p256)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signer = SERVICES.issue(uri_sans=[uri], key=key)
+    profile = ForeignProfile(("http://cmp.example.org/",), [FOREIGN.certificate], "PBMAC1", timedelta(hours=1))
+    return ForeignCaRaPort(profile, None, shared.client, key, [signer.certificate], SystemClock())
+
+
+async def package(shared: SharedToken, secret: bytes, uri: str = "urn:nftrust:cm-proxy:one") -> str:
+    intent = ForeignIntent(
+        handle="nftrust-" + "0" * 32,
+        nf_instance_id=NF,
+        nf_type="AMF",
+        fqdns=("amf.example.org",),
+        tenant="default",
+        certificate_profile="nf-foreign",
+        transport_key=shared.transport_spki,
+        re_enrolment=False,
+        expire_time=int(datetime.now(UTC).timestamp()) + 3600,
+        handed=HandedCredential("ref", await seal(shared.client, secret)),
+    )
+    return (await port(shared, uri).register(msgspec.json.encode(intent))).enrolment_info
+
+
+def expected(shared: SharedToken) -> ForeignExpectations:
+    spki = jose.sha256(shared.transport_spki)
+    return ForeignExpectations(NF, spki, [SERVICES.certificate], (), FOREIGN.certificate)
+
+
+@pytest.mark.usefixtures("escrow")
+async def test_from_the_secret_to_the_nf_s_mac(shared_token: SharedToken) -> None:
+    secret = secrets.token_hex(24).encode()
+    text = await package(shared_token, secret)
+    assert is_foreign(text)
+    assert secret.decode() not in text
+    info, chain = accept_foreign_info(text, expected(shared_token), datetime.now(UTC))
+    assert (info.protocol, info.reference, chain) == ("cmp", "ref", (FOREIGN.certificate,))
+    wrapped = jose.b64url_decode(info.wrapped_iak)
+    made = await shared_token.client.run(op.TransportIakMac(shared_token.labels.transport, wrapped, b"x"))
+    assert made == hmac.digest(secret, b"x", hashlib.sha256)
+
+
+@pytest.mark.usefixtures("escrow")
+async def test_what_the_agent_refuses(shared_token: SharedToken) -> None:
+    text, good = await package(shared_token, secrets.token_bytes(32)), expected(shared_token)
+    not_allowed, invalid = Reason.FOREIGN_CA_RA_NOT_ALLOWED, Reason.ENROLMENT_INFO_INVALID
+    cases = [
+        (replace(good, trust_anchor=None), not_allowed),
+        (replace(good, trust_anchor=OTHER.certificate), not_allowed),
+        (replace(good, services_ca=[OTHER.certificate]), invalid),
+        (replace(good, cm_proxies=("urn:nftrust:cm-proxy:two",)), invalid),
+        (replace(good, nf_instance_id=NF[:-1] + "f"), invalid),
+        (replace(good, transport_key_sha256=bytes(32)), invalid),
+    ]
+    for expectations, reason in cases:
+        refuses(text, expectations, reason)
+    refuses(text, good, Reason.IAK_EXPIRED, datetime.now(UTC) + timedelta(hours=2))
+    head, payload, signature = text.split(".")
+    refuses(f"{head}.{payload[:-8]}AAAAAAAA.{signature}", good, invalid)
+    refuses(await package(shared_token, secrets.token_bytes(32), "urn:nftrust:oam:one"), good, invalid)
+    refuses(await package(shared_token, secrets.token_bytes(32), urn(NF)), good, invalid)
+
+
+def refuses(text: str, expectations: ForeignExpectations, reason: Reason, now: datetime | None = None) -> None:
+    with pytest.raises(NftrustError) as caught:
+        accept_foreign_info(text, expectations, now or datetime.now(UTC))
+    assert caught.value.reason is reason
