@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -9,7 +10,12 @@ from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
 from cmproxy.model import Enrolment, NetworkFunction
-from nftrust.errors import Reason
+from nftrust.errors import Reason, invalid_field
+from nftrust.pkcs11.operations import MAX_SECRET_BYTES, MIN_SECRET_BYTES
+
+_REFERENCE = re.compile(r"[!-~]{1,128}\Z")
+#: Entropy cannot be measured; a secret with fewer different bytes certainly lacks it.
+MIN_DISTINCT_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,16 @@ class ForeignCredential:
 
     reference: str
     secret: bytes = field(repr=False)
+
+    def check(self) -> None:
+        """Raises NftrustError(INVALID_FIELD), which tells the rule and not the value."""
+        if not _REFERENCE.match(self.reference):
+            raise invalid_field("foreign_credential.reference", "1 to 128 printable ASCII characters without space")
+        size = len(self.secret)
+        if not MIN_SECRET_BYTES <= size <= MAX_SECRET_BYTES or size % 8:
+            raise invalid_field("foreign_credential.secret", "32 to 128 bytes, a multiple of 8")
+        if len(set(self.secret)) < MIN_DISTINCT_BYTES:
+            raise invalid_field("foreign_credential.secret", "at least 128 bits of entropy")
 
 
 class Registrar(Protocol):

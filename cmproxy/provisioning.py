@@ -16,13 +16,9 @@ from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason, invalid_field
 from nftrust.identity import FqdnRules, Scope, parse_nf_instance_id, parse_nf_type, parse_uuid
 from nftrust.messages import DeliveryMode
-from nftrust.pkcs11.operations import MAX_SECRET_BYTES, MIN_SECRET_BYTES
 
 _ENDPOINT = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})\Z")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
-_REFERENCE = re.compile(r"[!-~]{1,128}\Z")
-#: Entropy cannot be measured; a secret with fewer different bytes certainly lacks it.
-MIN_DISTINCT_BYTES = 8
 DEFAULT_PROFILE = "nf"
 DEFAULT_TENANT = "default"
 
@@ -142,13 +138,7 @@ class Provisioner:
             raise NftrustError(Reason.FOREIGN_CREDENTIAL_REFUSED)
         if credential is None:
             return None
-        if not _REFERENCE.match(credential.reference):
-            raise invalid_field("foreign_credential.reference", "1 to 128 printable ASCII characters without space")
-        size = len(credential.secret)
-        if not MIN_SECRET_BYTES <= size <= MAX_SECRET_BYTES or size % 8:
-            raise invalid_field("foreign_credential.secret", "32 to 128 bytes, a multiple of 8")
-        if len(set(credential.secret)) < MIN_DISTINCT_BYTES:
-            raise invalid_field("foreign_credential.secret", "at least 128 bits of entropy")
+        credential.check()
         return msgspec.json.encode(HandedCredential(credential.reference, await self._seal(credential.secret)))
 
     async def enrolment(self, nf_instance_id: str, enrolment_id: str, scope: Scope) -> Enrolment:

@@ -7,7 +7,7 @@ is a :data:`RegistrarFactory`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from cmproxy.adapters.ejbca import EjbcaRegistrar
@@ -27,5 +27,13 @@ def load_registrar(name: str, settings: Mapping[str, str]) -> Registrar:
         found = list(entry_points(group=GROUP, name=name))
         if len(found) != 1:
             raise NftrustError(Reason.CONFIG_INVALID, f"foreign_ca_ra.registrar: {len(found)} have this name")
-        factory = cast("RegistrarFactory", found[0].load())
+        factory = _load(found[0])
     return factory(settings)
+
+
+def _load(plug_in: EntryPoint) -> RegistrarFactory:
+    try:
+        return cast("RegistrarFactory", plug_in.load())
+    except (ImportError, AttributeError) as error:
+        why = f"foreign_ca_ra.registrar: {plug_in.value} cannot be imported ({type(error).__name__})"
+        raise NftrustError(Reason.CONFIG_INVALID, why) from None

@@ -7,7 +7,9 @@ for the NF. The delivered information is signed by our TLS client key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -24,6 +26,8 @@ from nftrust.messages import FOREIGN_INFO_TYP, STATEMENT_TYP, CmpMac, ForeignEnr
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.operations import RewrapSecret, SealSecret
 from nftrust.x509.path import der
+
+log = logging.getLogger("cmproxy.foreign")
 
 ESCROW_KEY = "foreign-secrets"
 REGISTRATIONS = "foreignRegistrations/"
@@ -61,6 +65,18 @@ class ForeignProfile:
     ca_chain: Sequence[x509.Certificate]
     mac_algorithm: CmpMac
     credential_lifetime: timedelta
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """A plug-in's mistake is INTERNAL: tried again, without its text, which may hold a secret."""
+    try:
+        yield
+    except NftrustError:
+        raise
+    except Exception as error:  # noqa: BLE001 - its text and its traceback stay out of the log
+        log.error("the registrar failed", extra={"error": type(error).__name__})
+        raise NftrustError(Reason.INTERNAL, "the registrar failed") from None
 
 
 async def seal(token: TokenClient, secret: bytes) -> bytes:
@@ -114,16 +130,17 @@ class ForeignCaRaPort:
     async def _ask(self, wanted: ForeignIntent) -> HandedCredential:
         if self.registrar is None:
             raise NftrustError(Reason.FOREIGN_CREDENTIAL_REFUSED)
-        given = await self.registrar.register(
-            EndEntity(
-                handle=wanted.handle,
-                nf_instance_id=wanted.nf_instance_id,
-                nf_type=wanted.nf_type,
-                fqdns=wanted.fqdns,
-                tenant=wanted.tenant,
-                certificate_profile=wanted.certificate_profile,
-            )
+        entity = EndEntity(
+            handle=wanted.handle,
+            nf_instance_id=wanted.nf_instance_id,
+            nf_type=wanted.nf_type,
+            fqdns=wanted.fqdns,
+            tenant=wanted.tenant,
+            certificate_profile=wanted.certificate_profile,
         )
+        with _guarded():
+            given = await self.registrar.register(entity)
+            given.check()
         return HandedCredential(given.reference, await seal(self.token, given.secret))
 
     def _info(self, wanted: ForeignIntent, reference: str, wrapped: bytes) -> str:
@@ -157,7 +174,8 @@ class ForeignCaRaPort:
     async def revoke(self, registration: str) -> None:
         """With a registrar. What OAM brought by hand, OAM voids by hand."""
         if self.registrar is not None:
-            await self.registrar.revoke(registration.removeprefix(REGISTRATIONS))
+            with _guarded():
+                await self.registrar.revoke(registration.removeprefix(REGISTRATIONS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cmproxy.adapters.foreign import ESCROW_KEY, ForeignCaRaPort, ForeignIntent, ForeignProfile, seal
 from cmproxy.model import HandedCredential
+from cmproxy.ports import EndEntity, ForeignCredential, Registrar
 from nf_agent.foreign import ForeignExpectations, accept_foreign_info, is_foreign
 from nftrust import jose
 from nftrust.clock import SystemClock
@@ -26,6 +27,7 @@ from tests.pki import make_ca
 from tests.token_fixtures import SharedToken
 
 pytestmark = pytest.mark.token
+HANDLE = "nftrust-" + "0" * 32
 NF = "5e0ee0a8-2b3f-4b0c-9d0e-2f1c7b6a1d3e"
 SERVICES, FOREIGN, OTHER = make_ca("services"), make_ca("foreign"), make_ca("other")
 
@@ -37,17 +39,19 @@ def escrow(shared_token: SharedToken) -> Iterator[None]:
     shared_token.client.call(op.DestroyKey(ESCROW_KEY))
 
 
-def port(shared: SharedToken, uri: str = "urn:nftrust:cm-proxy:one") -> ForeignCaRaPort:
+def port(
+    shared: SharedToken, uri: str = "urn:nftrust:cm-proxy:one", registrar: Registrar | None = None
+) -> ForeignCaRaPort:
     key = token_private_key(shared.client, shared.labels.p256)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     signer = SERVICES.issue(uri_sans=[uri], key=key)
     profile = ForeignProfile(("http://cmp.example.org/",), [FOREIGN.certificate], "PBMAC1", timedelta(hours=1))
-    return ForeignCaRaPort(profile, None, shared.client, key, [signer.certificate], SystemClock())
+    return ForeignCaRaPort(profile, registrar, shared.client, key, [signer.certificate], SystemClock())
 
 
-async def package(shared: SharedToken, secret: bytes, uri: str = "urn:nftrust:cm-proxy:one") -> str:
-    intent = ForeignIntent(
-        handle="nftrust-" + "0" * 32,
+def intent(shared: SharedToken, handed: HandedCredential | None) -> bytes:
+    wanted = ForeignIntent(
+        handle=HANDLE,
         nf_instance_id=NF,
         nf_type="AMF",
         fqdns=("amf.example.org",),
@@ -56,9 +60,14 @@ async def package(shared: SharedToken, secret: bytes, uri: str = "urn:nftrust:cm
         transport_key=shared.transport_spki,
         re_enrolment=False,
         expire_time=int(datetime.now(UTC).timestamp()) + 3600,
-        handed=HandedCredential("ref", await seal(shared.client, secret)),
+        handed=handed,
     )
-    return (await port(shared, uri).register(msgspec.json.encode(intent))).enrolment_info
+    return msgspec.json.encode(wanted)
+
+
+async def package(shared: SharedToken, secret: bytes, uri: str = "urn:nftrust:cm-proxy:one") -> str:
+    handed = HandedCredential("ref", await seal(shared.client, secret))
+    return (await port(shared, uri).register(intent(shared, handed))).enrolment_info
 
 
 def expected(shared: SharedToken) -> ForeignExpectations:
@@ -104,3 +113,60 @@ def refuses(text: str, expectations: ForeignExpectations, reason: Reason, now: d
     with pytest.raises(NftrustError) as caught:
         accept_foreign_info(text, expectations, now or datetime.now(UTC))
     assert caught.value.reason is reason
+
+
+class Given:
+    """A third party's registrar that gives this, or fails with this."""
+
+    def __init__(self, answer: ForeignCredential | Exception) -> None:
+        self.answer = answer
+        self.revoked: list[str] = []
+
+    async def register(self, entity: EndEntity) -> ForeignCredential:
+        assert entity.handle == HANDLE
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def revoke(self, handle: str) -> None:
+        self.revoked.append(handle)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+
+
+@pytest.mark.usefixtures("escrow")
+async def test_what_a_registrar_gives_arrives(shared_token: SharedToken) -> None:
+    secret = secrets.token_bytes(48)
+    registrar = Given(ForeignCredential("end-entity", secret))
+    asked = port(shared_token, registrar=registrar)
+    answer = await asked.register(intent(shared_token, None))
+    info, _ = accept_foreign_info(answer.enrolment_info, expected(shared_token), datetime.now(UTC))
+    assert (info.reference, info.registration) == ("end-entity", f"foreignRegistrations/{HANDLE}")
+    wrapped = jose.b64url_decode(info.wrapped_iak)
+    made = await shared_token.client.run(op.TransportIakMac(shared_token.labels.transport, wrapped, b"x"))
+    assert made == hmac.digest(secret, b"x", hashlib.sha256)
+    await asked.revoke(answer.registration.name)
+    assert registrar.revoked == [HANDLE]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (ForeignCredential("r" * 129, bytes(range(32))), Reason.INVALID_FIELD),
+        (ForeignCredential("with space", bytes(range(32))), Reason.INVALID_FIELD),
+        (ForeignCredential("r", bytes(range(16))), Reason.INVALID_FIELD),
+        (ForeignCredential("r", bytes(64)), Reason.INVALID_FIELD),
+        (NftrustError(Reason.FOREIGN_CA_RA_REFUSED), Reason.FOREIGN_CA_RA_REFUSED),
+        (ValueError("the secret is hunter2"), Reason.INTERNAL),
+    ],
+)
+async def test_a_registrar_is_not_trusted_blindly(
+    shared_token: SharedToken,
+    caplog: pytest.LogCaptureFixture,
+    answer: ForeignCredential | Exception,
+    reason: Reason,
+) -> None:
+    with pytest.raises(NftrustError) as caught:
+        await port(shared_token, registrar=Given(answer)).register(intent(shared_token, None))
+    assert caught.value.reason is reason
+    assert "hunter2" not in caplog.text + str(caught.value)

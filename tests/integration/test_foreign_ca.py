@@ -89,17 +89,24 @@ def agent(spare: SpareAgent, directory: Path, foreign_ca: Authority | None) -> I
         yield endpoint
 
 
-def enrol(running_lab: RunningLab, spare: SpareAgent, stub: Any, endpoint: str, **options: Any) -> pb.Enrolment:
+def provision(running_lab: RunningLab, spare: SpareAgent, stub: Any, endpoint: str) -> pb.NetworkFunction:
     nf = running_lab.unborn(
         nf_instance_id=spare.nf_instance_id,
         agent_endpoint=endpoint,
         transport_key_sha256=spare.transport_key_sha256,
         certificate_profile=PROFILE,
     )
-    with contextlib.suppress(Exception):
-        stub.CreateNetworkFunction(pb.CreateNetworkFunctionRequest(network_function=nf), timeout=CALL_SECONDS)
-    parent = f"networkFunctions/{spare.nf_instance_id}"
-    request = pb.StartEnrolmentRequest(parent=parent, request_id=str(uuid.uuid4()), **options)
+    return stub.CreateNetworkFunction(pb.CreateNetworkFunctionRequest(network_function=nf), timeout=CALL_SECONDS)
+
+
+def move(stub: Any, nf: pb.NetworkFunction, endpoint: str) -> None:
+    nf.agent_endpoint = endpoint
+    stub.UpdateNetworkFunction(pb.UpdateNetworkFunctionRequest(network_function=nf), timeout=CALL_SECONDS)
+
+
+def enrol(stub: Any, nf: pb.NetworkFunction, **options: Any) -> pb.Enrolment:
+    """The enrolment as it ended."""
+    request = pb.StartEnrolmentRequest(parent=nf.name, request_id=str(uuid.uuid4()), **options)
     started = stub.StartEnrolment(request, timeout=CALL_SECONDS)
     assert stub.StartEnrolment(request, timeout=CALL_SECONDS).name == started.name  # idempotent
     current = started
@@ -133,21 +140,20 @@ def test_by_hand(
     secret = secrets.token_hex(24).encode()
     handed = pb.ForeignCredential(reference="ref-4711", secret=secret)
     with proxy({}) as (stub, database), agent(spare_agent, tmp_path / "nf", foreign_ca) as endpoint:
-        done = enrol(running_lab, spare_agent, stub, endpoint, foreign_credential=handed)
+        nf = provision(running_lab, spare_agent, stub, endpoint)
+        done = enrol(stub, nf, foreign_credential=handed)
         assert done.state == pb.Enrolment.DELIVERED, done
         assert [step.number for step in done.steps] == [1, 3, 4, 5, 6, 7]
         assert "imported into the CM proxy's token" in done.steps[4].description
         assert rests_nowhere(secret, database.parent)
         assert sealed_rows(database) == 0
         # A second delivery needs OAM's word.
-        again = enrol(running_lab, spare_agent, stub, endpoint, foreign_credential=handed)
+        again = enrol(stub, nf, foreign_credential=handed)
         assert (again.state, again.error.reason) == (pb.Enrolment.FAILED, Reason.AGENT_NOT_ARMED.name)
-        allowed = enrol(running_lab, spare_agent, stub, endpoint, foreign_credential=handed, allow_re_enrolment=True)
+        allowed = enrol(stub, nf, foreign_credential=handed, allow_re_enrolment=True)
         assert allowed.state == pb.Enrolment.DELIVERED
         for wrong in (None, pb.ForeignCredential(reference="", secret=secret), *weak()):
-            request = pb.StartEnrolmentRequest(
-                parent=f"networkFunctions/{spare_agent.nf_instance_id}", foreign_credential=wrong
-            )
+            request = pb.StartEnrolmentRequest(parent=nf.name, foreign_credential=wrong)
             with refused(Reason.FOREIGN_CREDENTIAL_REFUSED, Reason.INVALID_FIELD):
                 stub.StartEnrolment(request, timeout=CALL_SECONDS)
     info = delivered(tmp_path / "nf")
@@ -178,11 +184,13 @@ def test_by_ejbca(
         proxy({"registrar": "ejbca", "settings": ejbca.settings}) as (stub, database),
     ):
         with agent(spare_agent, tmp_path / "closed", None) as endpoint:
-            refusal = enrol(running_lab, spare_agent, stub, endpoint)
+            nf = provision(running_lab, spare_agent, stub, endpoint)
+            refusal = enrol(stub, nf)
             assert refusal.error.reason == Reason.FOREIGN_CA_RA_NOT_ALLOWED.name
             assert refusal.state == pb.Enrolment.FAILED
-        with agent(spare_agent, tmp_path / "nf", foreign_ca):
-            done = enrol(running_lab, spare_agent, stub, endpoint)
+        with agent(spare_agent, tmp_path / "nf", foreign_ca) as endpoint:
+            move(stub, nf, endpoint)
+            done = enrol(stub, nf)
         assert done.state == pb.Enrolment.DELIVERED, done
         check_ejbca(ejbca, done, spare_agent, database, delivered(tmp_path / "nf"))
 
