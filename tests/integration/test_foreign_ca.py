@@ -24,7 +24,7 @@ from nftrust import jose
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.config import TokenConfig
 from nftrust.errors import Reason
-from nftrust.lab.layout import ADDRESS, HOST
+from nftrust.lab.layout import ADDRESS, HOST, OPERATOR_FILE
 from nftrust.messages import ForeignEnrolmentInfo
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.operations import TransportIakMac
@@ -45,6 +45,7 @@ from tests.pki import Authority, make_ca
 from tests.token_fixtures import opened
 
 pytestmark = pytest.mark.process
+NFTRUST = str(Path(sys.executable).with_name("nftrust"))
 PROFILE = "nf-foreign"
 Proxy = Callable[[dict[str, Any]], contextlib.AbstractContextManager[tuple[Any, Path]]]
 
@@ -72,6 +73,8 @@ def proxy(running_lab: RunningLab, foreign_ca: Authority, tmp_path: Path) -> Pro
         } | changes
         path = tmp_path / "second-proxy.toml"
         write_toml(path, config)
+        operator = read_toml(running_lab.lab.directory / OPERATOR_FILE)
+        write_toml(tmp_path / OPERATOR_FILE, operator | {"cmproxy": f"{HOST}:{port}"})
         subprocess.run([sys.executable, "-m", "cmproxy", "migrate", "--config", str(path)], check=True, timeout=60)
         with running("cmproxy", path), contextlib.ExitStack() as stack:
             targets = {**running_lab.targets, "cmproxy": f"{HOST}:{port}"}
@@ -115,6 +118,23 @@ def enrol(stub: Any, nf: pb.NetworkFunction, **options: Any) -> pb.Enrolment:
     return current
 
 
+def enrol_by_command(operator: Path, nf: pb.NetworkFunction, reference: str, secret: bytes) -> Any:
+    """As a person does it: the secret in a file, which nobody else may read."""
+    file = operator.with_name("secret")
+    file.write_bytes(secret + b"\n")
+    command = [NFTRUST, "--config", str(operator), "enrol", nf.nf_instance_id]
+    command += ["--again", "--watch", "--output", "json", "--reference", reference, "--secret-file", str(file)]
+    file.chmod(0o640)
+    readable = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert readable.returncode != 0
+    assert "mode 0600" in readable.stderr
+    file.chmod(0o600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert secret.decode() not in done.stdout + done.stderr + readable.stderr
+    file.unlink()
+    return json.loads(done.stdout)
+
+
 def delivered(directory: Path) -> ForeignEnrolmentInfo:
     state = json.loads((directory / "state" / "state.json").read_bytes())
     assert state["phase"] == "delivered"
@@ -150,15 +170,15 @@ def test_by_hand(
         # A second delivery needs OAM's word.
         again = enrol(stub, nf, foreign_credential=handed)
         assert (again.state, again.error.reason) == (pb.Enrolment.FAILED, Reason.AGENT_NOT_ARMED.name)
-        allowed = enrol(stub, nf, foreign_credential=handed, allow_re_enrolment=True)
-        assert allowed.state == pb.Enrolment.DELIVERED
+        allowed = enrol_by_command(database.with_name(OPERATOR_FILE), nf, "ref-4712", secret)
+        assert allowed["state"] == "DELIVERED"
         for wrong in (None, pb.ForeignCredential(reference="", secret=secret), *weak()):
             request = pb.StartEnrolmentRequest(parent=nf.name, foreign_credential=wrong)
             with refused(Reason.FOREIGN_CREDENTIAL_REFUSED, Reason.INVALID_FIELD):
                 stub.StartEnrolment(request, timeout=CALL_SECONDS)
     info = delivered(tmp_path / "nf")
-    assert (info.protocol, info.reference, info.mac_algorithm) == ("cmp", "ref-4711", "PBMAC1")
-    assert info.registration == allowed.registration
+    assert (info.protocol, info.reference, info.mac_algorithm) == ("cmp", "ref-4712", "PBMAC1")
+    assert info.registration == allowed["registration"]
     assert nf_can_use(spare_agent, info, secret)
 
 
