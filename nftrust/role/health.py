@@ -1,6 +1,6 @@
 """A role's health: what it needs is there, or health checks say so and the audit log tells when it was not.
 
-Token and database are looked at a few times a second. A front that lacks one
+Token, database and clock are looked at a few times a second. A front that lacks one
 tells its supervisor, and every front of the server answers NOT_SERVING until
 all have what they need again.
 """
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from cryptography import x509
 
-from nftrust.clock import Clock
+from nftrust.clock import Clock, SystemClock
 from nftrust.errors import NftrustError
 from nftrust.files import read_file
 from nftrust.pkcs11.client import TokenClient
@@ -113,13 +113,21 @@ class HealthWatch:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look_once(self) -> None:
-        well = self._look_at_token()
-        store_well = await self._look_at_store()
-        self._front.report(impaired=not (well and store_well))
-        metrics.AVAILABLE.labels("token").set(well)
-        metrics.AVAILABLE.labels("storage").set(store_well)
-        if self._pending and store_well:
+        well = {"clock": self._look_at_clock(), "token": self._look_at_token(), "storage": await self._look_at_store()}
+        self._front.report(impaired=not all(well.values()))
+        for what, available in well.items():
+            metrics.available(what, available)
+        if self._pending and well["storage"]:
             await self._audit()
+
+    def _look_at_clock(self) -> bool:
+        try:
+            self._served.clock.now()
+        except NftrustError:
+            self._note_loss("clock", audit=False)  # nothing can be written at no time
+            return False
+        self._note_return("clock")
+        return True
 
     def _look_at_token(self) -> bool:
         token = self._served.token
@@ -148,7 +156,7 @@ class HealthWatch:
     def _note_loss(self, what: str, *, audit: bool) -> None:
         if what in self._lost_since:
             return
-        self._lost_since[what] = self._served.clock.now()
+        self._lost_since[what] = SystemClock().now()  # the role's own clock may be what is lost
         log.error("lost", extra={"what": what})
         if audit:
             self._keep(_Event(f"{what}.lost", what, {}))

@@ -8,11 +8,12 @@ that is replaced. Labels come from closed sets; no label names an NF.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from typing import Any, ParamSpec
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,6 +31,11 @@ from nftrust.process.control import FRONT_VARIABLE
 if (_front := os.environ.get(FRONT_VARIABLE)) is not None:
     # Before the first metric. By default values are kept by process id, and never given up.
     values.ValueClass = values.MultiProcessValue(lambda: _front)  # type: ignore[no-untyped-call]
+
+P = ParamSpec("P")
+
+log = logging.getLogger("nftrust.metrics")
+
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -44,7 +50,10 @@ STORE_COMMIT_SECONDS = Histogram("nftrust_storage_commit_seconds", "Time of one 
 STORE_BATCH = Histogram("nftrust_storage_batch_units", "Units of work in one group commit.", buckets=_SIZES)
 STORE_QUEUE = Gauge("nftrust_storage_queue", "Units of work that wait for a commit.", multiprocess_mode="livesum")
 AVAILABLE = Gauge(
-    "nftrust_available", "Whether token and database are there (1) or not.", ["what"], multiprocess_mode="livemin"
+    "nftrust_available",
+    "Whether clock, token and database are well (1) or not.",
+    ["what"],
+    multiprocess_mode="livemin",
 )
 STEPS = Counter("nftrust_enrolment_steps", "Steps of enrolments done, by number (TR 33.876).", ["step"])
 STEP_REFUSALS = Counter("nftrust_enrolment_refusals", "Steps that were refused or put off.", ["state", "reason"])
@@ -69,6 +78,20 @@ CRL_NEXT_UPDATE = Gauge(
 )
 
 
+def _harmless(observe: Callable[P, None]) -> Callable[P, None]:
+    """What is observed goes on, whatever the observer meets: a full disk, a folder that was swept away."""
+
+    @wraps(observe)
+    def observed(*arguments: P.args, **keywords: P.kwargs) -> None:
+        try:
+            observe(*arguments, **keywords)
+        except Exception as error:  # noqa: BLE001 - the threads of token and database do not end of it
+            log.warning("not counted", extra={"cause": type(error).__name__})
+
+    return observed
+
+
+@_harmless
 def call(method: str, code: str, reason: str, seconds: float) -> None:
     """An :data:`nftrust.rpc.handlers.Observer`."""
     counter, histogram = _call(method, code, reason)
@@ -81,6 +104,7 @@ def _call(method: str, code: str, reason: str) -> tuple[Any, Any]:
     return CALLS.labels(method, code, reason), CALL_SECONDS.labels(method)
 
 
+@_harmless
 def token_batch(operations: Sequence[tuple[str, Reason | None]], seconds: float, queued: int) -> None:
     """An :data:`nftrust.pkcs11.client.BatchObserver`."""
     for name, reason in operations:
@@ -94,6 +118,7 @@ def _operation(name: str, reason: str) -> Any:
     return TOKEN_OPERATIONS.labels(name, reason)
 
 
+@_harmless
 def commit(units: int, reason: Reason | None, seconds: float, queued: int) -> None:
     """An :data:`nftrust.storage.writer.CommitObserver`."""
     _commit("" if reason is None else reason.name).inc()
@@ -111,18 +136,27 @@ def _commit(reason: str) -> Any:
 class EnrolmentMetrics:
     """Implements the CM proxy's RunnerObserver."""
 
+    @_harmless
     def step(self, number: int) -> None:
         STEPS.labels(str(number)).inc()
 
+    @_harmless
     def refused(self, state: str, reason: Reason) -> None:
         STEP_REFUSALS.labels(state, reason.name).inc()
 
+    @_harmless
     def ended(self, state: str, duration: timedelta) -> None:
         ENROLMENTS_ENDED.labels(state).inc()
         if state == "succeeded":
             ENROLMENT_SECONDS.observe(duration.total_seconds())
 
 
+@_harmless
+def available(what: str, there: bool) -> None:
+    AVAILABLE.labels(what).set(there)
+
+
+@_harmless
 def not_after(certificate: str, time: datetime) -> None:
     NOT_AFTER.labels(certificate).set(time.timestamp())
 
