@@ -86,12 +86,16 @@ class CrlPublisher:
         while True:
             self._wake.clear()
             try:
-                await self._store.revoke_unconfirmed(self._clock.now() - self._confirm_within, SWEEP_LIMIT)
+                await self._store.revoke_unconfirmed(self._clock.now(), self._confirm_within, SWEEP_LIMIT)
                 await self.ensure()
             except NftrustError as error:
                 log.warning("CRL not published", extra={"reason": error.reason.name})
+            except Exception:
+                log.exception("CRL not published")  # whatever it is: relying parties need the next one
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), CHECK_SECONDS)
+                # Not wait_for: that of Python 3.11 forgets a cancellation which meets the wake-up.
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._wake.wait()
 
     async def handle(self, request: Request) -> Response:
         """GET of the CRL and the CA certificates, as CRLDP and AIA name them."""

@@ -66,13 +66,16 @@ class SqlRevocationStore:
 
         return await self._store.read(work)
 
-    async def revoke_unconfirmed(self, before: datetime, limit: int) -> int:
-        """Revoke what was issued before that time and never confirmed (security rule 13); how many."""
+    async def revoke_unconfirmed(self, now: datetime, within: timedelta, limit: int) -> int:
+        """Revoke what was not confirmed ``within`` that time of its issue (security rule 13); how many.
+
+        Certificates that have ended by themselves are left alone.
+        """
         unconfirmed = (
             select(certificate)
             .outerjoin_from(certificate, revocation, revocation.c.serial == certificate.c.serial)
-            .where(certificate.c.confirm_time.is_(None), certificate.c.create_time < before)
-            .where(revocation.c.serial.is_(None))
+            .where(certificate.c.confirm_time.is_(None), certificate.c.create_time < now - within)
+            .where(certificate.c.not_after > now, revocation.c.serial.is_(None))
             .limit(limit)
         )
 
