@@ -149,9 +149,15 @@ class OcspService:
     async def _present_responder(self, now: datetime) -> Responder:
         async with self._making:
             present = self._responder
-            if present is None or present.certificate.not_valid_after_utc - now < RESPONDER_LIFETIME / 2:
+            if present is None or now > _middle(present.certificate):
                 present = self._responder = await asyncio.to_thread(Responder.make, self._token, self._authority, now)
             return present
+
+
+def _middle(certificate: x509.Certificate) -> datetime:
+    """Of its life, which the end of the CA may have cut short."""
+    start = certificate.not_valid_before_utc
+    return start + (certificate.not_valid_after_utc - start) / 2
 
 
 def _body(request: Request) -> bytes:

@@ -103,6 +103,29 @@ async def ask(service: OcspService, request: Request) -> ocsp.OCSPResponse:
     return ocsp.load_der_ocsp_response(answer.body)
 
 
+async def test_a_responder_is_made_again_in_the_second_half_of_its_life(
+    service: OcspService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the end of the CA cuts that life short."""
+    end, made = NOW + timedelta(hours=1), []
+
+    class Made:
+        def __init__(self, now: datetime) -> None:
+            self.certificate = make_ocsp_certificate(
+                CA.issuing_key, CA.issuing, KEY.public_key(), CA.issuing.subject, now, end - now
+            )
+
+    def make(token: object, authority: object, now: datetime) -> Made:
+        made.append(now)
+        return Made(now)
+
+    monkeypatch.setattr(Responder, "make", make)
+    service._responder = None
+    for minutes in (0, 10, 20, 31, 40):
+        await service._present_responder(NOW + timedelta(minutes=minutes))
+    assert made == [NOW, NOW + timedelta(minutes=31)]
+
+
 @pytest.mark.parametrize("send", [post, get])
 @pytest.mark.parametrize("algorithm", [hashes.SHA1(), hashes.SHA256()], ids=lambda algorithm: algorithm.name)
 async def test_good_revoked_and_unknown(
