@@ -6,6 +6,8 @@ changes nothing at the peer.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from typing import TypeVar
 import grpc
 from cryptography import x509
 
-from cmproxy.adapters.nf import GrpcNfPort
+from cmproxy.adapters.nf import GrpcNfPort, NfLook
 from cmproxy.config import CmProxyConfig, PeerConfig
 from cmproxy.model import NetworkFunction
 from nftrust import jose
@@ -120,14 +122,27 @@ class PeerProbes:
         anchor = seen.info.trust_anchor_sha256
         if anchor and anchor != jose.sha256(der(root)):
             raise NftrustError(Reason.TRUST_ANCHOR_DIFFERS, "trust_anchor of the NF agent is another root")
-        report = pb.AgentReport(
-            version=seen.info.version[:64],
-            state=agent_pb.AgentStatus.State.Name(seen.status.state)
-            if seen.status.state in agent_pb.AgentStatus.State.values()
-            else "",
-            reason=seen.status.reason[:64],
-        )
-        if seen.info.HasField("time"):
+        return agent_report(seen)
+
+
+def agent_report(seen: NfLook) -> pb.AgentReport:
+    """What the agent says, made fit for an operator's terminal: it may be anything."""
+    states = agent_pb.AgentStatus.State
+    report = pb.AgentReport(
+        version=_word(seen.info.version),
+        state=states.Name(seen.status.state) if seen.status.state in states.values() else "",
+        reason=_word(seen.status.reason),
+    )
+    with contextlib.suppress(ValueError, OverflowError):  # a time that there is not
+        if seen.info.HasField("time") and seen.info.time.ToDatetime(UTC):
             report.time.CopyFrom(seen.info.time)
-        report.day0_expire_time.FromDatetime(seen.day0_expire_time)
-        return report
+    report.day0_expire_time.FromDatetime(seen.day0_expire_time)
+    return report
+
+
+def _word(text: str) -> str:
+    return text if _WORD.match(text) else ""
+
+
+#: Versions and reasons.
+_WORD = re.compile(r"[A-Za-z0-9._+-]{1,64}\Z")
