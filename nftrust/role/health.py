@@ -27,6 +27,8 @@ from nftrust.rpc.server import RpcServer
 from nftrust.storage import Store, Transaction
 
 LOOK_SECONDS = 0.25
+#: A token that was lost is back once it has been well for so long: a login may succeed and nothing after it.
+STEADY_SECONDS = 1.0
 #: How often a database that seems well is asked.
 ASK_SECONDS = 1.0
 #: How often gauges are set that cost more than a look.
@@ -75,6 +77,7 @@ class HealthWatch:
         self._actor = actor
         self._lost_since: dict[str, datetime] = {}
         self._losses = 0 if served.token is None else served.token.losses
+        self._token_steady_at = 0.0
         self._pending: list[_Event] = []
         self._server_serving = True
         self._store_well = True
@@ -133,13 +136,14 @@ class HealthWatch:
         token = self._served.token
         if token is None:
             return True
-        losses, available = token.losses, token.available
-        if losses != self._losses or not available:
+        now, losses = asyncio.get_running_loop().time(), token.losses
+        if losses != self._losses or not token.available:
             self._losses = losses
+            self._token_steady_at = now + STEADY_SECONDS
             self._note_loss("token", audit=True)
-        if available:
+        elif now >= self._token_steady_at:
             self._note_return("token")
-        return available
+        return "token" not in self._lost_since
 
     async def _look_at_store(self) -> bool:
         now = asyncio.get_running_loop().time()

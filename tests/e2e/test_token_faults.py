@@ -111,11 +111,22 @@ def trust_bundle(faulty: FaultyLab) -> Reason | None:
     return None
 
 
+def calm(faulty: FaultyLab) -> None:
+    """Wait for the end of what went before, in the audit log too."""
+    eventually(lambda: trust_bundle(faulty) is None, "the token is well")
+    eventually(lambda: health(faulty.lab) == {SERVING}, "so is the server")
+
+    def told() -> bool:
+        lost, back = faulty.audited("ca_ra")
+        return lost == back
+
+    eventually(told, "and its former outages have ended")
+
+
 @each_fault
 def test_callers_of_the_ca_ra_hear_that_the_token_is_away(faulty: FaultyLab, fault: Fault) -> None:
-    eventually(lambda: trust_bundle(faulty) is None, "well before")
+    calm(faulty)
     fronts, (lost, back) = faulty.fronts("ca_ra"), faulty.audited("ca_ra")
-    assert lost == back
     with faulty.shims["ca_ra"].failing(fault):
         if fault.name == "hang":
             time.sleep(0.5)  # a call now would be answered when the token goes on
@@ -128,9 +139,21 @@ def test_callers_of_the_ca_ra_hear_that_the_token_is_away(faulty: FaultyLab, fau
     assert faulty.fronts("ca_ra") == fronts
 
 
+@pytest.mark.parametrize("fault", [SESSION_GONE, LOGGED_OUT], ids=lambda fault: fault.name)
+def test_an_outage_with_logins_that_succeed_is_one_outage(faulty: FaultyLab, fault: Fault) -> None:
+    calm(faulty)
+    lost, back = faulty.audited("ca_ra")
+    with faulty.shims["ca_ra"].failing(fault):
+        logins = faulty.shims["ca_ra"].logins
+        # Each login seems to be the end, until the token is asked for something.
+        eventually(lambda: trust_bundle(faulty) is not None and faulty.shims["ca_ra"].logins > logins + 5, "logins")
+    eventually(lambda: trust_bundle(faulty) is None, "the token is back")
+    eventually(lambda: faulty.audited("ca_ra")[1] > back, "which is audited")
+    assert faulty.audited("ca_ra") == (lost + 1, back + 1)
+
+
 def test_callers_do_not_wait_for_a_token_that_hangs(faulty: FaultyLab) -> None:
-    eventually(lambda: trust_bundle(faulty) is None, "well before")
-    eventually(lambda: health(faulty.lab) == {SERVING}, "and healthy")
+    calm(faulty)
     fronts, (lost, back) = faulty.fronts("ca_ra"), faulty.audited("ca_ra")
     with ThreadPoolExecutor(1) as pool:
         with faulty.shims["ca_ra"].failing(HANG):
