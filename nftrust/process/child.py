@@ -14,6 +14,8 @@ from nftrust.process.control import ALIVE, FRONT_VARIABLE, IMPAIRED, READY, REFU
 from nftrust.process.liveness import Vigil
 
 _CHUNK_BYTES = 1 << 16
+#: Else every connection of a stranger would have gRPC write a line that is no JSON.
+_DEFAULTS = {"GRPC_VERBOSITY": "ERROR"}
 
 
 class Child:
@@ -26,7 +28,7 @@ class Child:
                 [*command, "--control-fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), *pass_fds),
                 start_new_session=True,
-                env={**os.environ, FRONT_VARIABLE: str(number)},
+                env={**_DEFAULTS, **os.environ, FRONT_VARIABLE: str(number)},
             )
         self.control.setblocking(False)
         self.started = time.monotonic()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,25 @@ def test_one_id_leads_through_the_logs_of_all_roles(observed: RunningLab) -> Non
 def log(folder: Path) -> list[dict[str, Any]]:
     """Every line is JSON."""
     return [json.loads(line) for line in (folder / control.LOG_FILE).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("part", ["ca_ra", "cmproxy", "nf"])
+def test_what_strangers_send_to_a_listener_leaves_no_line_of_another_form(observed: RunningLab, part: str) -> None:
+    settings = observed.lab.settings
+    [nf] = settings.nfs
+    port, folder = {
+        "ca_ra": (settings.ca_ra_enrolment_port, observed.lab.role("ca_ra")),
+        "cmproxy": (settings.cmproxy_port, observed.lab.role("cmproxy")),
+        "nf": (nf.port, observed.lab.nf(nf)),
+    }[part]
+    for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello", b""):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
+            stranger.sendall(sent)
+            stranger.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                while stranger.recv(4096):  # until it is let go
+                    pass
+    assert log(folder)
 
 
 def test_the_agent_writes_its_metrics(observed: RunningLab) -> None:
