@@ -19,7 +19,7 @@ T0 = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 POLICY = RetryPolicy()
 WORKING = [State.ATTESTING, State.REGISTERING, State.DELIVERING, State.ENROLLING]
-ENDED = [State.SUCCEEDED, State.FAILED, State.CANCELLED]
+ENDED = [state for state in State if state.ended]
 ALLOWED = {
     (State.ATTESTING, State.REGISTERING),
     (State.REGISTERING, State.DELIVERING),
@@ -202,6 +202,16 @@ def test_cleaned_up() -> None:
     clean = machine.cleaned_up(ended, T0 + SECOND)
     assert (clean.cleanup, clean.next_time, clean.update_time) == (False, None, T0 + SECOND)
     assert (clean.state, clean.end_time, clean.intent) == (State.CANCELLED, T0, None)
+
+
+def test_no_sealed_secret_outlives_its_enrolment() -> None:
+    sealed = enrolment(State.DELIVERING, credential=b"sealed", intent=b"sealed")
+    delivered = machine.advance(sealed, State.DELIVERED, T0)
+    assert (delivered.credential, delivered.intent) == (None, None)
+    lost = machine.fail(sealed, NftrustError(Reason.FOREIGN_CA_RA_NOT_ALLOWED), T0, POLICY)
+    for ended in (lost, machine.cancel(sealed, T0)):
+        assert ended.credential is None
+        assert machine.cleaned_up(ended, T0).intent is None  # until then it tells what to revoke
 
 
 # Steps
