@@ -120,14 +120,24 @@ def test_calls_go_on_while_a_front_is_replaced(lab: Lab, blow: signal.Signals) -
 def test_every_front_tells_of_the_token_that_one_of_them_lacks(lab: Lab) -> None:
     eventually(lambda: health(lab) == {SERVING}, "healthy")
     lost, back = (audited(lab, "ca_ra", action) for action in ("token.lost", "token.back"))
-    victim = workers(lab, "ca_ra")[0]
-    os.kill(victim, signal.SIGSTOP)
-    # It is noticed when it is needed.
-    eventually(lambda: bool(bundle(lab)) and health(lab) == {NOT_SERVING}, "both fronts say so")
-    eventually(lambda: victim not in workers(lab, "ca_ra"), "the worker that hangs is killed")
+    victims = set()
+
+    def noticed() -> bool:
+        # Again and again: on a loaded machine the first may be replaced before all have been asked.
+        victims.add(victim := workers(lab, "ca_ra")[0])
+        os.kill(victim, signal.SIGSTOP)
+        # It is noticed when it is needed.
+        return bool(bundle(lab)) and health(lab) == {NOT_SERVING}
+
+    eventually(noticed, "both fronts say so")
+    eventually(lambda: not victims & set(workers(lab, "ca_ra")), "the worker that hangs is killed")
     eventually(lambda: health(lab) == {SERVING}, "healthy again")
-    eventually(lambda: audited(lab, "ca_ra", "token.back") == back + 1, "one line tells the end")
-    assert audited(lab, "ca_ra", "token.lost") == lost + 1
+
+    def outages() -> tuple[int, int]:
+        return audited(lab, "ca_ra", "token.lost") - lost, audited(lab, "ca_ra", "token.back") - back
+
+    eventually(lambda: outages()[0] == outages()[1], "one line tells the end")
+    assert 1 <= outages()[0] <= len(victims)
 
 
 def test_a_proxy_without_its_token_drains_when_told(lab: Lab) -> None:
