@@ -242,7 +242,7 @@ async def test_a_flood_of_questions_leaves_the_token_to_others(service: OcspServ
     service._responder = Responder(key, service._responder.certificate)  # type: ignore[arg-type]
     answers = await asyncio.gather(*(ask(service, post(question(n))) for n in range(1, 30)))
     assert all(answer.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL for answer in answers)
-    assert key.most == module.SIGNING
+    assert 1 < key.most <= module.SIGNING
 
 
 @pytest.mark.parametrize("reason", [Reason.STORAGE_UNAVAILABLE, Reason.TOKEN_UNAVAILABLE])
