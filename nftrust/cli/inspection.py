@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
@@ -15,6 +14,7 @@ from nftrust.api.audit.v1 import audit_service_pb2 as audit_pb
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as registration_pb
 from nftrust.audit import AuditEvent, ChainedEvent, verify_chain
+from nftrust.cli.download import fetch
 from nftrust.cli.network_functions import OUTPUT, resolve
 from nftrust.cli.output import as_dict, emit_fields, emit_json, emit_table, time
 from nftrust.cli.session import Session
@@ -22,8 +22,6 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.files import write_atomically
 
 EXIT_AUDIT_BROKEN = 4
-#: 100,000 entries take about 5 MB.
-MAX_CRL_BYTES = 64 << 20
 AUDITED = ("ca_ra", "cmproxy", "verifier")
 
 
@@ -93,18 +91,6 @@ def crl(config: str, out: Path | None, output: str) -> None:
         ]
     )
     emit_table(["CERTIFICATE", "REVOKED", "REASON"], [tuple(_entry(each).values()) for each in found])
-
-
-def fetch(url: str, timeout: float) -> bytes:
-    """A GET in plain HTTP. Raises NftrustError(PEER_UNAVAILABLE)."""
-    if not url.startswith("http://"):
-        raise NftrustError(Reason.PEER_INCOMPATIBLE, "the CRL's URL is not one of plain HTTP")
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310 - see above
-            content: bytes = answer.read(MAX_CRL_BYTES)
-            return content
-    except (OSError, ValueError):
-        raise NftrustError(Reason.PEER_UNAVAILABLE, f"{url} does not answer") from None
 
 
 def read_crl(encoded: bytes, issuing: x509.Certificate) -> x509.CertificateRevocationList:

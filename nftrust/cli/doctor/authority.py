@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 import grpc
 from cryptography import x509
@@ -20,13 +18,13 @@ from nftrust.cli.doctor import certificates
 from nftrust.cli.doctor.checks import Check, Finding, attention, broken, ok, refused
 from nftrust.cli.doctor.listener import Listener
 from nftrust.cli.doctor.services import Service
+from nftrust.cli.download import fetch
 from nftrust.cli.session import refusal
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError
 
 HOP = "issuing CA and CRL"
 ENROLMENT = "CA/RA enrolment listener"
-MAX_CRL_BYTES = 64 << 20
 #: NF certificates live months: a CA with less than this left shortens them.
 ENOUGH = timedelta(days=30)
 
@@ -74,8 +72,8 @@ class CertificateAuthority:
         url = self.about.crl_url
         remedy = "Relying parties need it: open the way to `http.address`, or correct `http.public_url` of the CA/RA."
         try:
-            self.crl = _fetch(url, self.service.session.timeout)
-        except (OSError, ValueError, http.client.HTTPException):
+            self.crl = fetch(url, self.service.session.timeout)
+        except NftrustError:
             return broken(f"the CRL cannot be fetched from {url}", remedy)
         return ok(f"the CRL is at {url}")
 
@@ -138,20 +136,3 @@ class CertificateAuthority:
             return ok("NFs can enrol there: it answers and signs")
 
         return look
-
-
-def _fetch(url: str, timeout: float) -> bytes:
-    """GET over plain HTTP, bounded. Raises OSError, ValueError, http.client.HTTPException."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError("not an http URL")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
-    try:
-        connection.request("GET", parts.path or "/")
-        response = connection.getresponse()
-        data = response.read(MAX_CRL_BYTES + 1)
-    finally:
-        connection.close()
-    if response.status != http.client.OK or len(data) > MAX_CRL_BYTES:
-        raise ValueError("no CRL")
-    return data
