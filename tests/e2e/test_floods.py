@@ -17,9 +17,9 @@ from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.errors import Reason
 from nftrust.lab import control
 from nftrust.lab.layout import HOST, Lab
-from tests.e2e.test_kill import descendants
 from tests.floods_kit import BELOW_GRPC, Target, flood
 from tests.lab_kit import RunningLab, refused, remote_error
+from tests.processes_kit import fronts
 
 pytestmark = [pytest.mark.process, pytest.mark.token, pytest.mark.timeout(180)]
 
@@ -58,8 +58,7 @@ class Flooded:
     def _processes(self) -> list[int]:
         """Fronts and the NF agent."""
         found = control.processes(self.lab)
-        below = [pid for role in control.SERVERS for pid in descendants(found[role][0])]
-        return [pid for pid in below if b"\0front\0" in Path(f"/proc/{pid}/cmdline").read_bytes()] + found["nfs"]
+        return [pid for role in control.SERVERS for pid in fronts(found[role][0])] + found["nfs"]
 
     def check(self) -> None:
         """The same processes as before the first flood, and what the flood opened is closed again."""

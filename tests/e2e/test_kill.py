@@ -28,31 +28,13 @@ from nftrust.errors import Code
 from nftrust.lab import control
 from nftrust.lab.layout import OPERATOR_FILE, Lab, NfSettings
 from nftrust.rpc.status import from_rpc_error
+from tests.processes_kit import descendants
 
 NFS = int(os.environ.get("NFTRUST_CHAOS_NFS", "50"))
 KILLS = NFS
 DEADLINE_SECONDS = 240.0
 
 pytestmark = [pytest.mark.chaos, pytest.mark.process, pytest.mark.timeout(900)]
-
-
-def descendants(pid: int) -> list[int]:
-    """The live descendants of a process."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        parents.setdefault(parent, []).append(int(entry.name))
-    found, queue = [], [pid]
-    while queue:
-        children = parents.get(queue.pop(), [])
-        found += children
-        queue += children
-    return found
 
 
 class Killer:

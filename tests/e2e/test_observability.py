@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.lab import control
 from nftrust.lab.layout import Lab
-from tests.e2e.test_kill import descendants
+from tests import processes_kit
 from tests.lab_kit import RunningLab
 
 pytestmark = [pytest.mark.process, pytest.mark.token, pytest.mark.timeout(180)]
@@ -83,8 +83,7 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 def fronts(observed: RunningLab) -> list[int]:
     [supervisor] = control.processes(observed.lab)["ca_ra"]
-    found = descendants(supervisor)
-    return [pid for pid in found if b"\0front\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return processes_kit.fronts(supervisor)
 
 
 @pytest.mark.parametrize("role", control.SERVERS)
@@ -123,7 +122,7 @@ def test_every_step_is_counted_once_and_counters_survive_a_front(observed: Runni
 
 def test_a_token_that_is_away_shows(observed: RunningLab) -> None:
     [supervisor] = control.processes(observed.lab)["cmproxy"]
-    worker = descendants(supervisor)[-1]
+    [worker] = processes_kit.token_workers(supervisor)
     os.kill(worker, signal.SIGSTOP)
     [nf] = observed.lab.settings.nfs
     enrolment = observed.start(f"networkFunctions/{nf.nf_instance_id}", allow_re_enrolment=True)

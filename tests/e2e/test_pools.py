@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +17,7 @@ from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
 from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from nftrust.lab import control
 from nftrust.lab.layout import HOST, Lab
-from tests.e2e.test_kill import descendants
+from tests import processes_kit
 
 pytestmark = [pytest.mark.process, pytest.mark.token, pytest.mark.timeout(180)]
 
@@ -47,24 +46,14 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
 def fronts(lab: Lab, role: str) -> list[int]:
-    return [pid for pid in below(lab, role) if b"\0front\0" in command(pid)]
+    [supervisor] = control.processes(lab)[role]
+    return processes_kit.fronts(supervisor)
 
 
 def workers(lab: Lab, role: str) -> list[int]:
-    return [pid for pid in below(lab, role) if b"nftrust.pkcs11.worker" in command(pid)]
-
-
-def below(lab: Lab, role: str) -> list[int]:
     [supervisor] = control.processes(lab)[role]
-    return descendants(supervisor)
+    return processes_kit.token_workers(supervisor)
 
 
 def call(lab: Lab, what: Callable[[grpc.Channel], Any]) -> Any:

@@ -23,7 +23,7 @@ from nftrust.lab import control
 from nftrust.lab.layout import Lab
 from nftrust.rpc.status import from_rpc_error
 from softhsm import open_config
-from tests.e2e.test_kill import descendants
+from tests import processes_kit
 from tests.e2e.test_pools import NOT_SERVING, SERVING, health
 from tests.lab_kit import RunningLab, read_toml
 from tests.shim_kit import CRASH, DEVICE_ERROR, FAULTS, HANG, LOGGED_OUT, SESSION_GONE, TOKEN_GONE, Fault, Shim
@@ -55,7 +55,7 @@ class FaultyLab:
 
     def fronts(self, role: str) -> list[int]:
         [supervisor] = control.processes(self.lab)[role]
-        return [pid for pid in descendants(supervisor) if b"\0front\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return processes_kit.fronts(supervisor)
 
     def audited(self, role: str) -> tuple[int, int]:
         """Losses and returns of the token in the audit log."""
