@@ -111,7 +111,9 @@ class Runner:
                     task.add_done_callback(running.discard)
                     task.add_done_callback(lambda _: self._wake.set())
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._policy.poll.total_seconds())
+                    # Not wait_for: that of Python 3.11 forgets a cancellation which meets the wake-up.
+                    async with asyncio.timeout(self._policy.poll.total_seconds()):
+                        await self._wake.wait()
         finally:
             for task in running:
                 task.cancel()

@@ -133,8 +133,10 @@ class ProvisioningServicer(ProvisioningServiceServicer):
             if current.state.ended:
                 return
             # A change made here wakes us; one made by another process is seen by the poll.
+            # Not wait_for: that of Python 3.11 forgets the drain's cancellation where it meets the change.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(change.wait(), WATCH_POLL_SECONDS)
+                async with asyncio.timeout(WATCH_POLL_SECONDS):
+                    await change.wait()
 
     async def _find(self, name: str) -> Enrolment:
         if not name:
