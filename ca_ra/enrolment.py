@@ -85,11 +85,11 @@ class EnrolmentEngine:
         """
         jws = jose.split(proof, typ=ENROL_TYP, url=ENROL_URL, algorithms=_ENROL_ALGORITHMS)  # 1: form
         request_sha256 = jose.sha256(proof.encode())
-        registration = await self._store.find_by_reference(jws.header.kid)  # 2: reference value
-        if registration is None:
+        found = await self._store.find_redemption(jws.header.kid, request_sha256)  # 2: reference value
+        if found is None:
             with self._budgeted(source):
                 raise await self._custody.refuse_unknown(jws)
-        stored = await self._store.recall_response(f"enrol:{registration.id}", request_sha256)
+        registration, stored = found
         if stored is not None:  # 3: the very same bytes were proved before
             return stored.decode()
         if registration.iak_blob is None:  # destroyed: what is left can only be told apart by its state

@@ -10,7 +10,7 @@ import logging
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
-from sqlalchemy import Table, func, select, update
+from sqlalchemy import Table, bindparam, func, select, update
 
 from ca_ra.model import Issuance, IssuedCertificate, Registration, RegistrationState
 from ca_ra.rows import (
@@ -34,6 +34,19 @@ from nftrust.x509.crl import RevocationReason
 
 log = logging.getLogger("ca_ra.issuance")
 
+# Built once: SQLAlchemy keeps a statement's cache key with the statement, and making it costs more than SQLite's work.
+_BY_REFERENCE = select(registration).where(registration.c.reference == bindparam("reference"))
+_RESPONSE = select(idempotency.c.response).where(
+    idempotency.c.scope == bindparam("scope"), idempotency.c.request_sha256 == bindparam("request_sha256")
+)
+_SPENT = select(certificate.c.serial).where(certificate.c.registration_id == bindparam("registration_id"))
+_NEXT_SEQUENCE = select(func.coalesce(func.max(certificate.c.sequence), 0) + 1)
+
+
+def _response_to(executor: Executor, scope: str, request_sha256: bytes) -> bytes | None:
+    response = executor.execute(_RESPONSE, {"scope": scope, "request_sha256": request_sha256}).scalar_one_or_none()
+    return None if response is None else bytes(response)
+
 
 class SqlIssuanceStore:
     """Implements EnrolmentStore on :class:`nftrust.storage.Store`."""
@@ -41,25 +54,17 @@ class SqlIssuanceStore:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def find_by_reference(self, reference: str) -> Registration | None:
-        statement = select(registration).where(registration.c.reference == reference)
-
-        def work(executor: Executor) -> Registration | None:
-            row = executor.execute(statement).one_or_none()
-            return None if row is None else registration_of(row)
+    async def find_redemption(self, reference: str, request_sha256: bytes) -> tuple[Registration, bytes | None] | None:
+        def work(executor: Executor) -> tuple[Registration, bytes | None] | None:
+            row = executor.execute(_BY_REFERENCE, {"reference": reference}).one_or_none()
+            if row is None:
+                return None
+            return registration_of(row), _response_to(executor, f"enrol:{row.id}", request_sha256)
 
         return await self._store.read(work)
 
     async def recall_response(self, scope: str, request_sha256: bytes) -> bytes | None:
-        statement = select(idempotency.c.response).where(
-            idempotency.c.scope == scope, idempotency.c.request_sha256 == request_sha256
-        )
-
-        def work(executor: Executor) -> bytes | None:
-            response = executor.execute(statement).scalar_one_or_none()
-            return None if response is None else bytes(response)
-
-        return await self._store.read(work)
+        return await self._store.read(lambda executor: _response_to(executor, scope, request_sha256))
 
     async def record_issuance(self, issuance: Issuance) -> bytes:
         outcome = await self._store.write(lambda tx: self._issue(tx, issuance))
@@ -72,15 +77,9 @@ class SqlIssuanceStore:
         known = find_registration(tx, new.registration_id)
         assert known is not None
         # The certificate's row says whether the IAK is spent, not the column (security rule 7).
-        spent = select(certificate.c.serial).where(certificate.c.registration_id == known.id)
-        if tx.execute(spent).scalar_one_or_none() is not None:
-            scope = f"enrol:{known.id}"
-            stored = tx.execute(
-                select(idempotency.c.response).where(
-                    idempotency.c.scope == scope, idempotency.c.request_sha256 == issuance.request_sha256
-                )
-            ).scalar_one_or_none()
-            return bytes(stored) if stored is not None else self._spent(tx, known, issuance.request_id, new.spki_sha256)
+        if tx.execute(_SPENT, {"registration_id": known.id}).scalar_one_or_none() is not None:
+            stored = _response_to(tx, f"enrol:{known.id}", issuance.request_sha256)
+            return stored if stored is not None else self._spent(tx, known, issuance.request_id, new.spki_sha256)
         refusal = {
             RegistrationState.REVOKED: Reason.IAK_REVOKED,
             RegistrationState.EXPIRED: Reason.IAK_EXPIRED,
@@ -107,7 +106,7 @@ class SqlIssuanceStore:
 
     @staticmethod
     def _insert_certificate(tx: Transaction, new: IssuedCertificate) -> None:
-        sequence = tx.execute(select(func.coalesce(func.max(certificate.c.sequence), 0) + 1)).scalar_one()
+        sequence = tx.execute(_NEXT_SEQUENCE).scalar_one()
         tx.execute(
             certificate.insert().values(
                 serial=new.serial,

@@ -178,7 +178,9 @@ class RegistrationStore(Protocol):
 class EnrolmentStore(Protocol):
     """Storage of issuance. Each method is one transaction or one read."""
 
-    async def find_by_reference(self, reference: str) -> Registration | None: ...
+    async def find_redemption(self, reference: str, request_sha256: bytes) -> tuple[Registration, bytes | None] | None:
+        """The registration with this reference value, and the stored response to these very bytes: one read."""
+        ...
 
     async def recall_response(self, scope: str, request_sha256: bytes) -> bytes | None:
         """The stored response to these very bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from ca_ra.model import IssuedCertificate, Registration, Revocation
 from ca_ra.tables import certificate, end_entity, end_entity_key, registration, revocation
@@ -16,6 +16,11 @@ from nftrust.x509.names import NfIdentity
 
 #: The CA/RA itself in its audit log.
 ACTOR = "urn:nftrust:ca-ra"
+
+# Built once, as in issuance_store.
+_REGISTRATION = select(registration).where(registration.c.id == bindparam("id"))
+_SUSPENDED = select(end_entity.c.suspend_time).where(end_entity.c.nf_instance_id == bindparam("nf_instance_id"))
+_KEY_OWNER = select(end_entity_key.c.nf_instance_id).where(end_entity_key.c.spki_sha256 == bindparam("spki_sha256"))
 
 
 def registration_of(row: Row[Any]) -> Registration:
@@ -93,14 +98,13 @@ def revoke(tx: Transaction, known: IssuedCertificate, reason: RevocationReason, 
 
 def find_registration(executor: Executor, registration_id: str) -> Registration | None:
     """The registration with this id."""
-    row = executor.execute(select(registration).where(registration.c.id == registration_id)).one_or_none()
+    row = executor.execute(_REGISTRATION, {"id": registration_id}).one_or_none()
     return None if row is None else registration_of(row)
 
 
 def is_suspended(executor: Executor, nf_instance_id: str) -> bool:
     """Whether a theft signal has suspended the NF."""
-    statement = select(end_entity.c.suspend_time).where(end_entity.c.nf_instance_id == nf_instance_id)
-    return executor.execute(statement).scalar_one_or_none() is not None
+    return executor.execute(_SUSPENDED, {"nf_instance_id": nf_instance_id}).scalar_one_or_none() is not None
 
 
 def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str) -> None:
@@ -110,6 +114,5 @@ def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str) -> None:
         .values(spki_sha256=spki_sha256, nf_instance_id=nf_instance_id)
         .on_conflict_do_nothing(index_elements=[end_entity_key.c.spki_sha256])
     )
-    owner = tx.execute(select(end_entity_key.c.nf_instance_id).where(end_entity_key.c.spki_sha256 == spki_sha256))
-    if owner.scalar_one() != nf_instance_id:
+    if tx.execute(_KEY_OWNER, {"spki_sha256": spki_sha256}).scalar_one() != nf_instance_id:
         raise NftrustError(Reason.KEY_TAKEN)

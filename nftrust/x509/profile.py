@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
@@ -82,26 +83,29 @@ def build(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(identity.alternative_names(), critical=True)
         .add_extension(nftypes.encode([identity.nf_type]), critical=False)
-        .add_extension(_crl_points(issuer), critical=False)
-        .add_extension(_information_access(issuer), critical=False)
+        .add_extension(_crl_points(issuer.crl_url), critical=False)
+        .add_extension(_information_access(issuer.ocsp_url, issuer.ca_issuers_url), critical=False)
     )
 
 
+@lru_cache(maxsize=8)
 def _authority_key_id(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     key_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_id)
 
 
-def _crl_points(issuer: Issuer) -> x509.CRLDistributionPoints:
-    url = x509.UniformResourceIdentifier(issuer.crl_url)
+@lru_cache(maxsize=8)
+def _crl_points(crl_url: str) -> x509.CRLDistributionPoints:
+    url = x509.UniformResourceIdentifier(crl_url)
     return x509.CRLDistributionPoints([x509.DistributionPoint([url], None, None, None)])
 
 
-def _information_access(issuer: Issuer) -> x509.AuthorityInformationAccess:
+@lru_cache(maxsize=8)
+def _information_access(ocsp_url: str, ca_issuers_url: str) -> x509.AuthorityInformationAccess:
     """Where the issuer's certificate and its OCSP responder are (RFC 5280 clause 4.2.2.1)."""
     places = (
-        (AuthorityInformationAccessOID.OCSP, issuer.ocsp_url),
-        (AuthorityInformationAccessOID.CA_ISSUERS, issuer.ca_issuers_url),
+        (AuthorityInformationAccessOID.OCSP, ocsp_url),
+        (AuthorityInformationAccessOID.CA_ISSUERS, ca_issuers_url),
     )
     return x509.AuthorityInformationAccess(
         [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for method, url in places]
@@ -150,8 +154,9 @@ def _first_problem(certificate: x509.Certificate, identity: NfIdentity, key: NfP
         "authorityKeyIdentifier": extensions[x509.AuthorityKeyIdentifier.oid].value == _authority_key_id(ca),
         "subjectKeyIdentifier": extensions[x509.SubjectKeyIdentifier.oid].value
         == x509.SubjectKeyIdentifier.from_public_key(key),
-        "cRLDistributionPoints": extensions[x509.CRLDistributionPoints.oid].value == _crl_points(issuer),
-        "authorityInfoAccess": extensions[x509.AuthorityInformationAccess.oid].value == _information_access(issuer),
+        "cRLDistributionPoints": extensions[x509.CRLDistributionPoints.oid].value == _crl_points(issuer.crl_url),
+        "authorityInfoAccess": extensions[x509.AuthorityInformationAccess.oid].value
+        == _information_access(issuer.ocsp_url, issuer.ca_issuers_url),
         "serial": 0 < certificate.serial_number < 1 << 159,
         "issuer": certificate.issuer == ca.subject,
         "subject": certificate.subject == issuer.nf_subject,
