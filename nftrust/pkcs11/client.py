@@ -23,7 +23,7 @@ from nftrust.config import TokenConfig
 from nftrust.errors import NftrustError, Reason
 from nftrust.pkcs11.backend import Backend, LocalBackend, Reply, all_unavailable
 from nftrust.pkcs11.operations import GenerateKeyPair, Operation, Outcome
-from nftrust.pkcs11.worker_backend import HANGS, REPLY_LIMIT_SECONDS, WorkerBackend
+from nftrust.pkcs11.worker_backend import HANGS, OPERATION_LIMIT_SECONDS, REPLY_LIMIT_SECONDS, WorkerBackend
 
 R = TypeVar("R")
 State = Literal["starting", "ready", "down", "closed"]
@@ -201,7 +201,8 @@ class TokenClient:
             operations = [operation for operation, _ in batch]
             started = time.monotonic()
             if not any(isinstance(operation, GenerateKeyPair) for operation in operations):
-                self._busy_since = started
+                # As if it had begun later: a batch has its time, and each of its operations some more.
+                self._busy_since = started + len(operations) * OPERATION_LIMIT_SECONDS
             try:
                 reply = self._backend.execute(operations)
             except Exception as error:  # noqa: BLE001 - as above

@@ -19,6 +19,8 @@ from nftrust.pkcs11.pin import hold_pin
 START_LIMIT_SECONDS = 60.0
 #: A worker that takes longer over a batch hangs, and is killed.
 REPLY_LIMIT_SECONDS = 10.0
+#: More for each operation of a batch: a slow module does some twenty signatures a second.
+OPERATION_LIMIT_SECONDS = 0.05
 KEY_PAIR_LIMIT_SECONDS = 20.0
 #: What a reply says of a batch that was given up for its length.
 HANGS = "the worker hangs"
@@ -65,7 +67,8 @@ class WorkerBackend:
         if channel is None:
             return Reply(all_unavailable(operations), "no worker")
         pairs = sum(isinstance(operation, GenerateKeyPair) for operation in operations)
-        channel.settimeout(self._reply_limit + pairs * KEY_PAIR_LIMIT_SECONDS)
+        operations_limit = len(operations) * OPERATION_LIMIT_SECONDS
+        channel.settimeout(self._reply_limit + operations_limit + pairs * KEY_PAIR_LIMIT_SECONDS)
         try:
             wire.send(channel, wire.encode(operations))
             return wire.decode_reply(wire.receive(channel), operations)

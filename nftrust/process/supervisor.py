@@ -107,7 +107,12 @@ class Supervisor:
         return EX_CONFIG
 
     def _start(self, slot: _Slot) -> None:
-        slot.child = Child(self._command, self._pass_fds, self._silence, slot.number)
+        try:
+            slot.child = Child(self._command, self._pass_fds, self._silence, slot.number)
+        except OSError as error:  # no process, memory or descriptor left: no reason to end the other fronts
+            log.error("front cannot be started", extra={"front": slot.number, "cause": type(error).__name__})
+            slot.start_at = time.monotonic() + LONGEST_PAUSE_SECONDS
+            return
         slot.child.tell(self._health)
         self._selector.register(slot.child.control, selectors.EVENT_READ, slot.child)
 

@@ -85,43 +85,38 @@ class HealthWatch:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await asyncio.gather(self._look(), self._follow(), self._measure())
+        await asyncio.gather(*map(_for_ever, (self._look_once, self._follow_once, self._measure_once)))
 
     def missing(self) -> list[str]:
         """What this front lacks, or that another one of the server lacks something; empty: ready."""
         lost = sorted(self._lost_since)
         return lost if lost or self._server_serving else ["another front"]
 
-    async def _measure(self) -> None:
-        while True:
-            for name, path in self._served.certificates.items():
-                with contextlib.suppress(NftrustError, ValueError):  # told when it was read
-                    leaf = x509.load_pem_x509_certificates(read_file(path))[0]
-                    metrics.not_after(name, leaf.not_valid_after_utc)
-            if self._served.measure is not None:
-                with contextlib.suppress(NftrustError):
-                    await self._served.measure()
-            await asyncio.sleep(MEASURE_SECONDS)
+    async def _measure_once(self) -> float:
+        for name, path in self._served.certificates.items():
+            with contextlib.suppress(NftrustError, ValueError):  # told when it was read
+                leaf = x509.load_pem_x509_certificates(read_file(path))[0]
+                metrics.not_after(name, leaf.not_valid_after_utc)
+        if self._served.measure is not None:
+            with contextlib.suppress(NftrustError):
+                await self._served.measure()
+        return MEASURE_SECONDS
 
-    async def _follow(self) -> None:
+    async def _follow_once(self) -> float:
         """Answer health checks with what holds for the whole server."""
-        while True:
-            self._server_serving = serving = await self._front.server_health()
-            for server in self._served.servers:
-                await server.set_serving(serving)
+        self._server_serving = serving = await self._front.server_health()
+        for server in self._served.servers:
+            await server.set_serving(serving)
+        return 0.0
 
-    async def _look(self) -> None:
-        while True:
-            await self._look_once()
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def _look_once(self) -> None:
+    async def _look_once(self) -> float:
         well = {"clock": self._look_at_clock(), "token": self._look_at_token(), "storage": await self._look_at_store()}
         self._front.report(impaired=not all(well.values()))
         for what, available in well.items():
             metrics.available(what, available)
         if self._pending and well["storage"]:
             await self._audit()
+        return LOOK_SECONDS
 
     def _look_at_clock(self) -> bool:
         try:
@@ -187,6 +182,17 @@ class HealthWatch:
             await self._served.store.write(work)
         except NftrustError:
             self._pending = pending + self._pending
+
+
+async def _for_ever(turn: Callable[[], Awaitable[float]]) -> None:
+    """Turn after turn, with the pause that each asks for; a turn that fails unexpectedly is not the last."""
+    while True:
+        try:
+            pause = await turn()
+        except Exception:
+            log.exception("health cannot be looked after")
+            pause = MEASURE_SECONDS
+        await asyncio.sleep(pause)
 
 
 @contextlib.asynccontextmanager

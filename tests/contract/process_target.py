@@ -72,7 +72,7 @@ def main() -> int:
         fronts=arguments.fronts,
         on_ready=lambda: print("ready", flush=True),
         silence=SILENCE_SECONDS,
-        drain=2.0,
+        drain=2.0 if arguments.behaviour == "stuck" else 20.0,
     )
     try:
         return supervisor.run()

@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from types import SimpleNamespace
 
+import pytest
 from sqlalchemy import select
 
 from nftrust.clock import GuardedClock
@@ -29,7 +30,10 @@ class Front:
         raise AssertionError
 
 
-async def test_an_untrusted_clock_is_told_and_hides_nothing_else(database: StoreConfig) -> None:
+async def test_an_untrusted_clock_is_told_and_hides_nothing_else(
+    database: StoreConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nftrust.role.health.STEADY_SECONDS", 0.0)
     wall, front, token = FakeClock(), Front(), SimpleNamespace(losses=0, available=True)
     clock = GuardedClock(wall)
     store = Store.open(database, clock)

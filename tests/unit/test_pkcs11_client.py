@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -194,3 +195,22 @@ async def test_a_cancelled_task_takes_its_operation_out_of_the_queue(
     assert await first == b"pong"
     assert await client.run(PING) == b"pong"
     assert backend.batches == [1, 1]
+
+
+@pytest.mark.parametrize(("size", "well"), [(1, False), (100, True)])
+def test_a_large_batch_has_more_time_before_its_token_looks_ill(
+    client: TokenClient, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, size: int, well: bool
+) -> None:
+    """A network HSM may do some twenty signatures a second."""
+    monkeypatch.setattr(client_module, "SLUGGISH_SECONDS", 0.05)
+    client.ready()
+    backend.gate.clear()
+    futures = client._submit_all([PING] * size)
+    while not backend.batches:
+        time.sleep(0.01)
+    assert backend.batches == [size]
+    time.sleep(0.3)
+    assert client.available is well
+    backend.gate.set()
+    for future in futures:
+        future.result(10)
