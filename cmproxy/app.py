@@ -14,7 +14,7 @@ from cryptography import x509
 from cmproxy import convert
 from cmproxy.adapters.ca_ra import GrpcCaRaPort
 from cmproxy.adapters.diagnosis import PeerProbes
-from cmproxy.adapters.foreign import ESCROW_KEY, ForeignCaRaPort, ForeignProfile, RoutedCaRaPort, seal
+from cmproxy.adapters.foreign import BINDING_KEY, ESCROW_KEY, ForeignCaRaPort, ForeignProfile, RoutedCaRaPort, seal
 from cmproxy.adapters.nf import GrpcNfPort
 from cmproxy.adapters.verifier import GrpcVerifierPort
 from cmproxy.config import CmProxyConfig, ForeignCaRaConfig, PeerConfig
@@ -181,8 +181,11 @@ def _foreign_ca_ra(
     key = token_private_key(token, CLIENT_KEY)
     if not isinstance(key, TokenEcPrivateKey):
         raise NftrustError(Reason.KEY_MISSING, f"{CLIENT_KEY} is not an EC key")
-    if not any(known.label == ESCROW_KEY for known in token.call(ListKeys())):
+    present = {known.label for known in token.call(ListKeys())}
+    if ESCROW_KEY not in present:
         token.call(GenerateSecret(ESCROW_KEY, "escrow"))
+    if BINDING_KEY not in present:
+        token.call(GenerateSecret(BINDING_KEY, "mac"))
     profile = ForeignProfile(
         foreign.endpoints,
         x509.load_pem_x509_certificates(read_file(foreign.ca_certificates)),

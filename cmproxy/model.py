@@ -74,10 +74,14 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class HandedCredential(msgspec.Struct, frozen=True):
-    """What OAM got from a foreign CA/RA. ``sealed`` rests under the CM proxy's token key alone."""
+    """What OAM got from a foreign CA/RA. ``sealed`` rests under the CM proxy's token key alone.
+
+    ``mac``, by another key of the token, binds it to its NF and reference (security rule 7): the sealing does not.
+    """
 
     reference: str
     sealed: bytes
+    mac: bytes
 
     def __repr__(self) -> str:
         return f"HandedCredential({self.reference!r})"

@@ -102,7 +102,7 @@ class RegistrationAnswer:
 class CaRaPort(Protocol):
     """The CA/RA as the proxy needs it; our own CA/RA is the first adapter."""
 
-    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+    async def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
         """The request to persist before it is sent; opaque to the caller."""
         ...
 

@@ -70,7 +70,7 @@ class Provisioner:
         policy: ProvisioningPolicy,
         store: ProvisioningStore,
         clock: Clock,
-        seal: Callable[[bytes], Awaitable[bytes]],
+        seal: Callable[[str, str, bytes], Awaitable[HandedCredential]],
     ) -> None:
         self._policy = policy
         self._store = store
@@ -139,7 +139,7 @@ class Provisioner:
         if credential is None:
             return None
         credential.check()
-        return msgspec.json.encode(HandedCredential(credential.reference, await self._seal(credential.secret)))
+        return msgspec.json.encode(await self._seal(nf.nf_instance_id, credential.reference, credential.secret))
 
     async def enrolment(self, nf_instance_id: str, enrolment_id: str, scope: Scope) -> Enrolment:
         found = await self._store.find_enrolment(parse_uuid(enrolment_id, "name"))

@@ -221,7 +221,7 @@ class Runner:
             raise NftrustError(Reason.TRANSPORT_KEY_UNPROVISIONED)
         if expected is not None and expected != info.transport_key_sha256:
             raise NftrustError(Reason.TRANSPORT_KEY_MISMATCH)
-        intent = self._ca_ra.registration_intent(nf, drive.enrolment, info)
+        intent = await self._ca_ra.registration_intent(nf, drive.enrolment, info)
         first = Step(1, "NF instantiated with its day-0 configuration", _micros(info.instantiate_time))
         after = replace(
             drive.enrolment,

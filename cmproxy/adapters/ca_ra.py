@@ -53,7 +53,7 @@ class GrpcCaRaPort:
     def _stub(self) -> RegistrationServiceAsyncStub:
         return cast("RegistrationServiceAsyncStub", RegistrationServiceStub(self.channel))
 
-    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+    async def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
         request = pb.RegisterEndEntityRequest(
             nf_instance_id=nf.nf_instance_id,
             nf_type=nf.nf_type,

@@ -24,12 +24,14 @@ from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
 from nftrust.messages import FOREIGN_INFO_TYP, STATEMENT_TYP, CmpMac, ForeignEnrolmentInfo, NfStatement
 from nftrust.pkcs11.client import TokenClient
-from nftrust.pkcs11.operations import RewrapSecret, SealSecret
+from nftrust.pkcs11.operations import Mac, RewrapSecret, SealSecret, VerifyMac
 from nftrust.x509.path import der
 
 log = logging.getLogger("cmproxy.foreign")
 
 ESCROW_KEY = "foreign-secrets"
+#: Binds what rests in the database to what it is for.
+BINDING_KEY = "foreign-bindings"
 REGISTRATIONS = "foreignRegistrations/"
 CUSTODY = "imported into the CM proxy's token and wrapped there"
 _STATEMENT_ALGORITHMS = frozenset({"ES256", "ES384"})
@@ -50,6 +52,8 @@ class ForeignIntent(msgspec.Struct, frozen=True):
     expire_time: int
     #: As OAM handed it in; None: the registrar asks for one.
     handed: HandedCredential | None
+    #: By the token over everything else here.
+    mac: bytes = b""
 
     @property
     def registration(self) -> str:
@@ -79,9 +83,25 @@ def _guarded() -> Iterator[None]:
         raise NftrustError(Reason.INTERNAL, "the registrar failed") from None
 
 
-async def seal(token: TokenClient, secret: bytes) -> bytes:
-    """The secret under the token's key. Raises NftrustError(INVALID_FIELD, TOKEN_UNAVAILABLE)."""
-    return await token.run(SealSecret(ESCROW_KEY, secret))
+def _bound(kind: str, *parts: bytes) -> bytes:
+    """What is MACed: no two lists of parts give the same bytes."""
+    lengths = b"".join(len(part).to_bytes(4, "big") for part in parts)
+    return b"\0".join((b"nftrust-foreign-v1", kind.encode(), lengths, b"".join(parts)))
+
+
+def _credential_input(nf_instance_id: str, credential: HandedCredential) -> bytes:
+    return _bound("credential", nf_instance_id.encode(), credential.reference.encode(), credential.sealed)
+
+
+def _intent_input(intent: ForeignIntent) -> bytes:
+    return _bound("intent", msgspec.json.encode(msgspec.structs.replace(intent, mac=b"")))
+
+
+async def seal(token: TokenClient, nf_instance_id: str, reference: str, secret: bytes) -> HandedCredential:
+    """The secret under the token's key, bound to its NF. Raises NftrustError(INVALID_FIELD, TOKEN_UNAVAILABLE)."""
+    credential = HandedCredential(reference, await token.run(SealSecret(ESCROW_KEY, secret)), b"")
+    mac = await token.run(Mac(BINDING_KEY, _credential_input(nf_instance_id, credential)))
+    return msgspec.structs.replace(credential, mac=mac)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +115,7 @@ class ForeignCaRaPort:
     signer_chain: Sequence[x509.Certificate]
     clock: Clock
 
-    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+    async def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
         if nf.delivery_mode != "wrapped":
             raise NftrustError(Reason.DELIVERY_MODE_NOT_ALLOWED, "a foreign secret is delivered wrapped")
         handed = enrolment.credential
@@ -114,13 +134,29 @@ class ForeignCaRaPort:
             expire_time=int((self.clock.now() + self.profile.credential_lifetime).timestamp()),
             handed=None if handed is None else msgspec.json.decode(handed, type=HandedCredential),
         )
-        return msgspec.json.encode(intent)
+        return await self.bind(intent)
 
-    async def register(self, intent: bytes) -> RegistrationAnswer:
+    async def bind(self, intent: ForeignIntent) -> bytes:
+        """As it rests in the database. Raises NftrustError(TOKEN_UNAVAILABLE)."""
+        mac = await self.token.run(Mac(BINDING_KEY, _intent_input(intent)))
+        return msgspec.json.encode(msgspec.structs.replace(intent, mac=mac))
+
+    async def _unchanged(self, intent: bytes) -> ForeignIntent:
+        """What was bound, by whoever held the token. Raises NftrustError(STATE_CORRUPT, STORED_ROW_TAMPERED)."""
         try:
             wanted = msgspec.json.decode(intent, type=ForeignIntent)
         except msgspec.MsgspecError:
             raise NftrustError(Reason.STATE_CORRUPT) from None
+        checks = [VerifyMac(BINDING_KEY, _intent_input(wanted), wanted.mac)]
+        if wanted.handed is not None:
+            bound = _credential_input(wanted.nf_instance_id, wanted.handed)
+            checks.append(VerifyMac(BINDING_KEY, bound, wanted.handed.mac))
+        if not all(await self.token.run_all(checks)):
+            raise NftrustError(Reason.STORED_ROW_TAMPERED)
+        return wanted
+
+    async def register(self, intent: bytes) -> RegistrationAnswer:
+        wanted = await self._unchanged(intent)
         credential = wanted.handed or await self._ask(wanted)
         wrapped = await self.token.run(RewrapSecret(ESCROW_KEY, credential.sealed, wanted.transport_key))
         info = self._info(wanted, credential.reference, wrapped)
@@ -141,7 +177,7 @@ class ForeignCaRaPort:
         with _guarded():
             given = await self.registrar.register(entity)
             given.check()
-        return HandedCredential(given.reference, await seal(self.token, given.secret))
+        return await seal(self.token, wanted.nf_instance_id, given.reference, given.secret)
 
     def _info(self, wanted: ForeignIntent, reference: str, wrapped: bytes) -> str:
         payload = ForeignEnrolmentInfo(
@@ -186,9 +222,9 @@ class RoutedCaRaPort:
     foreign: CaRaPort
     profiles: frozenset[str]
 
-    def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
+    async def registration_intent(self, nf: NetworkFunction, enrolment: Enrolment, info: NfInfo) -> bytes:
         port = self.foreign if nf.profile in self.profiles else self.own
-        return port.registration_intent(nf, enrolment, info)
+        return await port.registration_intent(nf, enrolment, info)
 
     async def register(self, intent: bytes) -> RegistrationAnswer:
         # A protobuf message never starts with an opening brace (field 15 as a group), a JSON object always does.

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cmproxy.adapters.foreign import ESCROW_KEY, ForeignCaRaPort, ForeignIntent, ForeignProfile, seal
+from cmproxy.adapters.foreign import BINDING_KEY, ESCROW_KEY, ForeignCaRaPort, ForeignIntent, ForeignProfile, seal
 from cmproxy.model import HandedCredential
 from cmproxy.ports import EndEntity, ForeignCredential, Registrar
 from nf_agent.foreign import ForeignExpectations, accept_foreign_info, is_foreign
@@ -35,8 +35,10 @@ SERVICES, FOREIGN, OTHER = make_ca("services"), make_ca("foreign"), make_ca("oth
 @pytest.fixture(scope="module")
 def escrow(shared_token: SharedToken) -> Iterator[None]:
     shared_token.client.call(op.GenerateSecret(ESCROW_KEY, "escrow"))
+    shared_token.client.call(op.GenerateSecret(BINDING_KEY, "mac"))
     yield
     shared_token.client.call(op.DestroyKey(ESCROW_KEY))
+    shared_token.client.call(op.DestroyKey(BINDING_KEY))
 
 
 def port(
@@ -49,7 +51,7 @@ def port(
     return ForeignCaRaPort(profile, registrar, shared.client, key, [signer.certificate], SystemClock())
 
 
-def intent(shared: SharedToken, handed: HandedCredential | None) -> bytes:
+async def intent(shared: SharedToken, handed: HandedCredential | None) -> bytes:
     wanted = ForeignIntent(
         handle=HANDLE,
         nf_instance_id=NF,
@@ -62,12 +64,12 @@ def intent(shared: SharedToken, handed: HandedCredential | None) -> bytes:
         expire_time=int(datetime.now(UTC).timestamp()) + 3600,
         handed=handed,
     )
-    return msgspec.json.encode(wanted)
+    return await port(shared).bind(wanted)
 
 
 async def package(shared: SharedToken, secret: bytes, uri: str = "urn:nftrust:cm-proxy:one") -> str:
-    handed = HandedCredential("ref", await seal(shared.client, secret))
-    return (await port(shared, uri).register(intent(shared, handed))).enrolment_info
+    handed = await seal(shared.client, NF, "ref", secret)
+    return (await port(shared, uri).register(await intent(shared, handed))).enrolment_info
 
 
 def expected(shared: SharedToken) -> ForeignExpectations:
@@ -139,7 +141,7 @@ async def test_what_a_registrar_gives_arrives(shared_token: SharedToken) -> None
     secret = secrets.token_bytes(48)
     registrar = Given(ForeignCredential("end-entity", secret))
     asked = port(shared_token, registrar=registrar)
-    answer = await asked.register(intent(shared_token, None))
+    answer = await asked.register(await intent(shared_token, None))
     info, _ = accept_foreign_info(answer.enrolment_info, expected(shared_token), datetime.now(UTC))
     assert (info.reference, info.registration) == ("end-entity", f"foreignRegistrations/{HANDLE}")
     wrapped = jose.b64url_decode(info.wrapped_iak)
@@ -167,6 +169,45 @@ async def test_a_registrar_is_not_trusted_blindly(
     reason: Reason,
 ) -> None:
     with pytest.raises(NftrustError) as caught:
-        await port(shared_token, registrar=Given(answer)).register(intent(shared_token, None))
+        await port(shared_token, registrar=Given(answer)).register(await intent(shared_token, None))
     assert caught.value.reason is reason
     assert "hunter2" not in caplog.text + str(caught.value)
+
+
+@pytest.mark.usefixtures("escrow")
+@pytest.mark.parametrize(
+    "column", ["handle", "nf_instance_id", "transport_key", "expire_time", "re_enrolment", "fqdns", "handed", "mac"]
+)
+async def test_a_row_that_was_changed_is_noticed(shared_token: SharedToken, column: str) -> None:
+    """Security rule 7: AES-KW binds nothing, and the database is not what decides whom a secret is wrapped for."""
+    secret = secrets.token_bytes(32)
+    stored = msgspec.json.decode(await intent(shared_token, await seal(shared_token.client, NF, "ref", secret)))
+    other = await seal(shared_token.client, NF, "other", secrets.token_bytes(32))
+    changed = {
+        "expire_time": stored["expire_time"] + 1,
+        "re_enrolment": True,
+        "fqdns": ["other.example.org"],
+        "handed": msgspec.to_builtins(other),
+        "transport_key": stored["mac"],
+    }
+    stored[column] = changed.get(column, "x")
+    if column == "mac":
+        stored[column] = changed["handed"]["mac"]  # type: ignore[index]
+    await is_tampered(shared_token, msgspec.json.encode(stored))
+
+
+@pytest.mark.usefixtures("escrow")
+async def test_a_secret_is_not_taken_for_another_nf(shared_token: SharedToken) -> None:
+    """Swapped before the intent was bound."""
+    foreign = await seal(shared_token.client, NF[:-1] + "f", "ref", secrets.token_bytes(32))
+    await is_tampered(shared_token, await intent(shared_token, foreign))
+    own = await seal(shared_token.client, NF, "ref", secrets.token_bytes(32))
+    for swapped in ({"reference": "other"}, {"sealed": foreign.sealed}, {"mac": foreign.mac}):
+        await is_tampered(shared_token, await intent(shared_token, msgspec.structs.replace(own, **swapped)))
+    await port(shared_token).register(await intent(shared_token, own))
+
+
+async def is_tampered(shared: SharedToken, stored: bytes) -> None:
+    with pytest.raises(NftrustError) as caught:
+        await port(shared).register(stored)
+    assert caught.value.reason is Reason.STORED_ROW_TAMPERED
