@@ -55,6 +55,8 @@ class CrlPublisher:
         self._lifetime = lifetime
         self._confirm_within = confirm_within
         self._wake = asyncio.Event()
+        #: Number and DER of the CRL that was read last.
+        self._content: tuple[int, bytes | None] = (0, None)
 
     def wake(self) -> None:
         """A certificate was revoked."""
@@ -77,8 +79,8 @@ class CrlPublisher:
             assert isinstance(key, TokenEcPrivateKey)
             return make_crl(key, issuing, number, now, self._lifetime, revoked)
 
-        new = PublishedCrl(number, await asyncio.to_thread(sign), now + self._lifetime, last)
-        if await self._store.add_crl(new, now, KEEP):
+        new = PublishedCrl(number, now + self._lifetime, last)
+        if await self._store.add_crl(new, await asyncio.to_thread(sign), now, KEEP):
             log.info("CRL published", extra={"number": number, "entries": len(revoked)})
 
     async def run(self) -> None:
@@ -97,14 +99,25 @@ class CrlPublisher:
                 async with asyncio.timeout(CHECK_SECONDS):
                     await self._wake.wait()
 
+    async def _latest_content(self) -> bytes | None:
+        """The latest CRL, DER; read once for all who ask for it: it may be megabytes."""
+        latest = await self._store.latest_crl()
+        if latest is None:
+            return None
+        number, content = self._content
+        if number != latest.number:
+            content = await self._store.crl_content(latest.number)
+            self._content = latest.number, content
+        return content
+
     async def handle(self, request: Request) -> Response:
         """GET of the CRL and the CA certificates, as CRLDP and AIA name them."""
         if request.method not in ("GET", "HEAD"):
             return Response(405)
         if request.path == CRL_PATH:
-            latest = await self._store.latest_crl()
-            if latest is not None:
-                return Response(200, latest.der, "application/pkix-crl")
+            content = await self._latest_content()
+            if content is not None:
+                return Response(200, content, "application/pkix-crl")
         certificates = {ISSUING_PATH: self._authority.chain[0], ROOT_PATH: self._authority.chain[-1]}
         if request.path in certificates:
             return Response(200, der(certificates[request.path]), "application/pkix-cert")

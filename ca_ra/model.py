@@ -117,8 +117,9 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class PublishedCrl:
+    """What there is to know of a CRL but its content, which may be large."""
+
     number: int
-    der: bytes
     next_update: datetime
     #: The last revocation that it lists, by sequence.
     revocations: int

@@ -54,6 +54,10 @@ class StatusSource(Protocol):
         """Whether it has issued the certificate, and its revocation. Raises NftrustError."""
         ...
 
+    async def record_responder(self, serial: str, sha256: bytes) -> None:
+        """A responder was certified. Raises NftrustError."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Responder:
@@ -150,7 +154,10 @@ class OcspService:
         async with self._making:
             present = self._responder
             if present is None or now > _middle(present.certificate):
-                present = self._responder = await asyncio.to_thread(Responder.make, self._token, self._authority, now)
+                present = await asyncio.to_thread(Responder.make, self._token, self._authority, now)
+                made = present.certificate
+                await self._source.record_responder(f"{made.serial_number:x}", made.fingerprint(hashes.SHA256()))
+                self._responder = present  # not before the audit log knows of it
             return present
 
 

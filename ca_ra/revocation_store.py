@@ -112,15 +112,31 @@ class SqlRevocationStore:
         return await self._store.read(_last)
 
     async def latest_crl(self) -> PublishedCrl | None:
-        statement = select(crl).order_by(crl.c.number.desc()).limit(1)
+        columns = (crl.c.number, crl.c.next_update, crl.c.revocations)
+        statement = select(*columns).order_by(crl.c.number.desc()).limit(1)
 
         def work(executor: Executor) -> PublishedCrl | None:
             row = executor.execute(statement).one_or_none()
-            return None if row is None else PublishedCrl(row.number, bytes(row.der), row.next_update, row.revocations)
+            return None if row is None else PublishedCrl(row.number, row.next_update, row.revocations)
 
         return await self._store.read(work)
 
-    async def add_crl(self, new: PublishedCrl, this_update: datetime, keep: timedelta) -> bool:
+    async def crl_content(self, number: int) -> bytes | None:
+        """DER; None where there is no CRL of this number, or no longer."""
+        statement = select(crl.c.der).where(crl.c.number == number)
+        found = await self._store.read(lambda c: c.execute(statement).scalar_one_or_none())
+        return None if found is None else bytes(found)
+
+    async def record_responder(self, serial: str, sha256: bytes) -> None:
+        """The CA key has certified an OCSP responder: the audit log is to know of every use."""
+        detail = {"sha256": sha256.hex()}
+        await self._store.write(
+            lambda tx: tx.audit(
+                actor=ACTOR, action="ocsp.certificate", subject=f"ocspCertificates/{serial}", detail=detail
+            )
+        )
+
+    async def add_crl(self, new: PublishedCrl, der: bytes, this_update: datetime, keep: timedelta) -> bool:
         """Publish; False where another front was first with this number. Those that ended long ago are dropped."""
 
         def work(tx: Transaction) -> bool:
@@ -128,7 +144,7 @@ class SqlRevocationStore:
                 tx.insert(crl)
                 .values(
                     number=new.number,
-                    der=new.der,
+                    der=der,
                     this_update=this_update,
                     next_update=new.next_update,
                     revocations=new.revocations,

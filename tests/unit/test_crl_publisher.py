@@ -6,9 +6,12 @@ import asyncio
 from datetime import datetime, timedelta
 from typing import Any
 
+from ca_ra.authority import CRL_PATH
 from ca_ra.crl import CrlPublisher
+from ca_ra.model import PublishedCrl
 from nftrust.clock import GuardedClock, SystemClock
 from nftrust.errors import NftrustError, Reason
+from nftrust.http import Request
 
 
 class Failing:
@@ -44,3 +47,33 @@ async def test_no_error_ends_it() -> None:
     await asyncio.gather(running, return_exceptions=True)
     assert running.cancelled()
     assert store.turns >= 4
+
+
+class Published:
+    """A store with one CRL at a time; counts how often the content is read."""
+
+    def __init__(self) -> None:
+        self.number = 1
+        self.reads = 0
+
+    async def latest_crl(self) -> PublishedCrl:
+        return PublishedCrl(self.number, SystemClock().now(), 0)
+
+    async def crl_content(self, number: int) -> bytes:
+        self.reads += 1
+        return f"CRL {number}".encode()
+
+
+async def test_a_crl_is_read_once_for_all_who_ask_for_it() -> None:
+    store: Any = Published()
+    nothing: Any = None
+    hour = timedelta(hours=1)
+    publisher = CrlPublisher(nothing, nothing, store, GuardedClock(SystemClock()), lifetime=hour, confirm_within=hour)
+
+    async def get() -> bytes:
+        return (await publisher.handle(Request("GET", CRL_PATH))).body
+
+    assert [await get() for _ in range(3)] == [b"CRL 1"] * 3
+    store.number = 2
+    assert [await get() for _ in range(3)] == [b"CRL 2"] * 3
+    assert store.reads == 2

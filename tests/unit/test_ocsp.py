@@ -42,11 +42,15 @@ class Source:
     def __init__(self) -> None:
         self.issued: dict[str, Revocation | None] = {}
         self.error: NftrustError | None = None
+        self.responders: list[str] = []
 
     async def status(self, serial: str) -> tuple[bool, Revocation | None]:
         if self.error is not None:
             raise self.error
         return serial in self.issued, self.issued.get(serial)
+
+    async def record_responder(self, serial: str, sha256: bytes) -> None:
+        self.responders.append(serial)
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ async def ask(service: OcspService, request: Request) -> ocsp.OCSPResponse:
 
 
 async def test_a_responder_is_made_again_in_the_second_half_of_its_life(
-    service: OcspService, monkeypatch: pytest.MonkeyPatch
+    service: OcspService, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the end of the CA cuts that life short."""
     end, made = NOW + timedelta(hours=1), []
@@ -124,6 +128,7 @@ async def test_a_responder_is_made_again_in_the_second_half_of_its_life(
     for minutes in (0, 10, 20, 31, 40):
         await service._present_responder(NOW + timedelta(minutes=minutes))
     assert made == [NOW, NOW + timedelta(minutes=31)]
+    assert len(set(source.responders)) == 2, "and the audit log knows of each"
 
 
 @pytest.mark.parametrize("send", [post, get])
