@@ -191,7 +191,8 @@ class TokenClient:
         else:
             self._enter("ready")
             return True
-        _log.error("token not open", extra={"reason": failure.reason.name})
+        if self._start_error is None or self._start_error.reason is not failure.reason:  # once, not at each attempt
+            _log.error("token not open", extra={"reason": failure.reason.name})
         self._give_up(failure)
         return False
 

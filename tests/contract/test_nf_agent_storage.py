@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from nf_agent.agent import NfAgent
 from nf_agent.config import AgentConfig
+from nf_agent.foreign import ForeignExpectations
 from nf_agent.procedure import new_attempt
 from nf_agent.state import AgentState, StateStore, read_state
 from nftrust.config import ListenerConfig, ServerTlsConfig, TokenConfig
@@ -23,7 +26,8 @@ from tests.unit.test_acceptance import EXPECTED, info, signed
 RETRY = "attempt failed, will be retried"
 
 
-def agent_of(directory: Path, enrolment_info: str) -> NfAgent:
+@contextmanager
+def agent_of(directory: Path, enrolment_info: str) -> Iterator[NfAgent]:
     """With an attempt under way, and a token that is not there."""
     attempt = new_attempt(enrolment_info, "registrations/1", None)
     states = StateStore(directory, AgentState(nf_instance_id=NF_ID, instantiate_time=0.0))
@@ -37,7 +41,11 @@ def agent_of(directory: Path, enrolment_info: str) -> NfAgent:
         listener=ListenerConfig(address="127.0.0.1:0", tls=tls),
         retry_cap_seconds=0.05,
     )
-    return NfAgent(config, states, TokenClient.in_process(token), EXPECTED)
+    client = TokenClient.in_process(token)
+    try:
+        yield NfAgent(config, states, client, EXPECTED, ForeignExpectations(NF_ID, bytes(32), (), (), None))
+    finally:
+        client.close()
 
 
 async def retried(caplog: pytest.LogCaptureFixture, reason: Reason, times: int) -> None:
@@ -53,11 +61,10 @@ async def retried(caplog: pytest.LogCaptureFixture, reason: Reason, times: int) 
 async def test_a_refusal_that_cannot_be_kept_is_not_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = tmp_path / "state"
     directory.mkdir()
-    agent = agent_of(directory, "no enrolment information")
-    attempt = agent.state.attempt
-    assert attempt is not None
-    kept = read_state(directory)
-    with caplog.at_level(logging.INFO, "nf_agent"):
+    with agent_of(directory, "no enrolment information") as agent, caplog.at_level(logging.INFO, "nf_agent"):
+        attempt = agent.state.attempt
+        assert attempt is not None
+        kept = read_state(directory)
         running = asyncio.create_task(agent._run_attempt(attempt))
         directory.rename(tmp_path / "away")
         await retried(caplog, Reason.STORAGE_UNAVAILABLE, 3)
@@ -77,19 +84,19 @@ async def test_a_retry_that_cannot_be_noted_is_still_paced(tmp_path: Path, caplo
     directory = tmp_path / "state"
     directory.mkdir()
     tomorrow = int(datetime.now(UTC).timestamp()) + 86400
-    agent = agent_of(directory, signed(info(expire_time=tomorrow)))
-    attempt = agent.state.attempt
-    assert attempt is not None
 
     def unanswered(*_: object) -> None:
         raise NftrustError(Reason.PEER_UNAVAILABLE)
 
-    agent._accept_again = unanswered  # type: ignore[assignment]
-    with caplog.at_level(logging.INFO, "nf_agent"):
+    enrolment_info = signed(info(expire_time=tomorrow))
+    with agent_of(directory, enrolment_info) as agent, caplog.at_level(logging.INFO, "nf_agent"):
+        agent._accept_again = unanswered  # type: ignore[assignment]
+        attempt = agent.state.attempt
+        assert attempt is not None
         running = asyncio.create_task(agent._run_attempt(attempt))
         directory.rename(tmp_path / "away")
         await retried(caplog, Reason.PEER_UNAVAILABLE, 3)
         assert not running.done()
         assert agent.state.reason == Reason.PEER_UNAVAILABLE.name
         running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+        await asyncio.gather(running, return_exceptions=True)

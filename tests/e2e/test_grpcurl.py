@@ -27,6 +27,7 @@ SERVICES = {
 }
 INFRASTRUCTURE = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
 AUDIT = "nftrust.api.audit.v1.AuditService"
+DIAGNOSIS = "nftrust.api.diagnosis.v1.DiagnosisService"
 Enrolled = dict[str, pb.Enrolment]
 
 
@@ -89,7 +90,7 @@ def grpcurl(running_lab: RunningLab) -> Grpcurl:
 
 @pytest.mark.parametrize("listener", SERVICES)
 def test_list_and_describe_everything(grpcurl: Grpcurl, listener: str) -> None:
-    expected = [*SERVICES[listener], *INFRASTRUCTURE, *([] if listener == "enrolment" else [AUDIT])]
+    expected = [*SERVICES[listener], *INFRASTRUCTURE, *([] if listener == "enrolment" else [AUDIT, DIAGNOSIS])]
     assert grpcurl.lines(listener, "list") == sorted(expected)
     for service in SERVICES[listener]:
         methods = grpcurl.lines(listener, "list", service)

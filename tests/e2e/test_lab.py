@@ -106,7 +106,7 @@ def assert_agreed_form(description: dict[str, Any]) -> None:
     for path in description["pki"].values():
         assert Path(path).is_file()
     assert description["ca_ra"]["cmp"] is None
-    assert description["ca_ra"]["ocsp"] is None
+    assert description["ca_ra"]["ocsp"].endswith("/ocsp")
     assert description["verifier"]["attestation"] is None
     for target in (description["cmproxy"]["management"], description["ca_ra"]["enrolment"]):
         host, _, port = target.partition(":")
