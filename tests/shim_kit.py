@@ -19,7 +19,7 @@ CKR_DEVICE_ERROR = 0x30
 CKR_SESSION_HANDLE_INVALID = 0xB3
 CKR_TOKEN_NOT_PRESENT = 0xE0
 CKR_USER_NOT_LOGGED_IN = 0x101
-_LAYOUT = struct.Struct("<3Q")
+_LAYOUT = struct.Struct("<4Q")
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,28 @@ class Shim:
         control.write_bytes(bytes(_LAYOUT.size))
         with control.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), _LAYOUT.size)
+        self._faulted_before = 0
         environment = {"NFTRUST_SHIM_MODULE": str(config.module), "NFTRUST_SHIM_CONTROL": str(control)}
         self.config = msgspec.structs.replace(config, module=module, environment={**config.environment, **environment})
 
     @property
     def logins(self) -> int:
         """Calls of C_Login so far."""
-        _, _, logins = _LAYOUT.unpack(self._memory[:])
+        _, _, logins, _ = _LAYOUT.unpack(self._memory[:])
         return int(logins)
 
+    @property
+    def met(self) -> bool:
+        """Whether a call has met the fault that was set last."""
+        return self._faulted() > self._faulted_before
+
+    def _faulted(self) -> int:
+        _, _, _, faulted = _LAYOUT.unpack(self._memory[:])
+        return int(faulted)
+
     def set(self, fault: Fault | None) -> None:
+        if fault is not None:
+            self._faulted_before = self._faulted()
         # The value before the mode: the module reads while we write.
         self._memory[8:16] = (fault.value if fault else 0).to_bytes(8, "little")
         self._memory[0:8] = (fault.mode if fault else 0).to_bytes(8, "little")

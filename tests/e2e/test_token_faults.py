@@ -50,6 +50,10 @@ class FaultyLab:
         """Start one; its name."""
         return str(self.running.start(self.name, allow_re_enrolment=True).name)
 
+    def meets(self, name: str) -> None:
+        """Wait until the fault that was just set has been met."""
+        eventually(lambda: self.shims[name].met, f"{name} meets the fault")
+
     def succeeds(self, enrolment: str) -> None:
         self.running.wait_for(enrolment, pb.Enrolment.SUCCEEDED)
 
@@ -128,8 +132,13 @@ def test_callers_of_the_ca_ra_hear_that_the_token_is_away(faulty: FaultyLab, fau
     calm(faulty)
     fronts, (lost, back) = faulty.fronts("ca_ra"), faulty.audited("ca_ra")
     with faulty.shims["ca_ra"].failing(fault):
-        if fault.name == "hang":
-            time.sleep(0.5)  # a call now would be answered when the token goes on
+        if fault is HANG:
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(trust_bundle, faulty)
+                faulty.meets("ca_ra")
+                faulty.shims["ca_ra"].set(None)
+                # Answered when the token goes on, unless it was given up before.
+                assert waiting.result(60) in (None, Reason.TOKEN_UNAVAILABLE)
         else:
             heard = {trust_bundle(faulty) for _ in range(5)}
             assert heard == {Reason.TOKEN_UNAVAILABLE}
@@ -170,7 +179,7 @@ def test_callers_do_not_wait_for_a_token_that_hangs(faulty: FaultyLab) -> None:
 def test_an_enrolment_survives_the_ca_ras_token(faulty: FaultyLab, fault: Fault) -> None:
     with faulty.shims["ca_ra"].failing(fault):
         enrolment = faulty.enrol()
-        time.sleep(0.5)
+        faulty.meets("ca_ra")
     faulty.succeeds(enrolment)
 
 
@@ -179,7 +188,7 @@ def test_an_enrolment_survives_the_proxys_token(faulty: FaultyLab, fault: Fault)
     fronts = faulty.fronts("cmproxy")
     with faulty.shims["cmproxy"].failing(fault):
         enrolment = faulty.enrol()
-        time.sleep(0.5)
+        faulty.meets("cmproxy")
     faulty.succeeds(enrolment)
     assert faulty.fronts("cmproxy") == fronts
 
@@ -189,7 +198,7 @@ def test_an_enrolment_survives_the_nfs_token(faulty: FaultyLab, fault: Fault) ->
     [agent] = control.processes(faulty.lab)["nfs"]
     with faulty.shims["amf"].failing(fault):
         enrolment = faulty.enrol()
-        time.sleep(0.5)
+        faulty.meets("amf")
     faulty.succeeds(enrolment)
     assert control.alive(agent)
 
@@ -211,7 +220,7 @@ def test_an_agent_ends_while_its_token_hangs(faulty: FaultyLab) -> None:
     [agent] = started["nfs"]
     with faulty.shims["amf"].failing(HANG):
         enrolment = faulty.enrol()
-        time.sleep(0.5)  # or later: either way it hangs in a call, or will
+        faulty.meets("amf")
         os.kill(agent, signal.SIGTERM)
         eventually(lambda: not control.alive(agent), "it ends")
     started["nfs"] = [control.start_agent(faulty.lab, faulty.nf)]

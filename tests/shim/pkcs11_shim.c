@@ -26,6 +26,7 @@ struct control {
   volatile uint64_t mode;   /* some of the above */
   volatile uint64_t value;  /* the CK_RV of EVERYWHERE and SESSIONS */
   volatile uint64_t logins; /* calls of C_Login so far */
+  volatile uint64_t met;    /* calls that have met a fault so far */
 };
 
 typedef unsigned long word;
@@ -48,6 +49,8 @@ static int concerned(int index) {
 
 static word forward(int index, word a, word b, word c, word d, word e, word f, word g, word h) {
   if (index >= FIRST_SESSION_FUNCTION) {
+    if (control->mode & (HANG | CRASH))
+      __sync_fetch_and_add(&control->met, 1);
     while (control->mode & HANG)
       usleep(10000);
     if (control->mode & CRASH)
@@ -58,8 +61,10 @@ static word forward(int index, word a, word b, word c, word d, word e, word f, w
     if (control->mode & WRONG_PIN)
       return CKR_PIN_INCORRECT;
   }
-  if (concerned(index))
+  if (concerned(index)) {
+    __sync_fetch_and_add(&control->met, 1);
     return (word)control->value;
+  }
   return real->functions[index](a, b, c, d, e, f, g, h);
 }
 
