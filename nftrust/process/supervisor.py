@@ -139,7 +139,8 @@ class Supervisor:
         if child is None:
             return None
         now = time.monotonic()
-        if child.process.poll() is None and child.vigil.hangs(now):
+        # As of the last tick: while the supervisor does not run since, silence says nothing.
+        if child.process.poll() is None and child.vigil.hangs(self._last_tick):
             log.error("front hangs, killed", extra={"front": slot.number, "child": child.process.pid})
             child.kill()
         if child.process.returncode is None:
