@@ -151,6 +151,7 @@ async def test_what_a_registrar_gives_arrives(shared_token: SharedToken) -> None
     assert registrar.revoked == [HANDLE]
 
 
+@pytest.mark.usefixtures("escrow")
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
