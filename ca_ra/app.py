@@ -19,6 +19,7 @@ from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.ocsp import OcspService
 from ca_ra.registration import Day0Root, Registrar, RegistrationPolicy
 from ca_ra.registration_store import SqlRegistrationStore
+from ca_ra.retirement_store import SqlRetirementStore
 from ca_ra.revocation_store import SqlRevocationStore
 from ca_ra.service import CertificateServicer, EnrolmentServicer, RegistrationServicer
 from nftrust.api.ca_ra.v1 import (
@@ -58,6 +59,7 @@ MANAGEMENT_TABLE: AuthorisationTable = {
     _REGISTRATION + "ListRegistrations": _PROXY_OAM,
     _REGISTRATION + "RevokeRegistration": _PROXY_OAM,
     _REGISTRATION + "ReinstateEndEntity": _OAM,
+    _REGISTRATION + "RetireEndEntity": _PROXY_OAM,
     _CERTIFICATE + "GetCertificate": _PROXY_OAM,
     _CERTIFICATE + "ListCertificates": _PROXY_OAM,
     _CERTIFICATE + "RevokeCertificate": _OAM,
@@ -143,7 +145,7 @@ def _servers(
         [
             ServiceBinding(
                 registration_service_pb2_grpc.add_RegistrationServiceServicer_to_server,
-                RegistrationServicer(registrar, registrations, clock),
+                RegistrationServicer(registrar, registrations, SqlRetirementStore(store), clock, publisher.wake),
                 registration_service_pb2.DESCRIPTOR.services_by_name["RegistrationService"],
             ),
             ServiceBinding(

@@ -10,10 +10,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ca_ra.model import IssuedCertificate, Registered, Registration, Revocation
 from ca_ra.registration import RegistrationRequest
+from ca_ra.retirement_store import EndEntity
 from nftrust import jose
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.errors import invalid_field
+from nftrust.identity import parse_nf_instance_id, parse_nf_type
 from nftrust.messages import DeliveryMode
 from nftrust.x509.crl import RevocationReason
 
@@ -21,6 +23,7 @@ _MODES: dict[pb.IakDeliveryMode.ValueType, DeliveryMode] = {
     pb.IAK_DELIVERY_MODE_WRAPPED: "wrapped",
     pb.IAK_DELIVERY_MODE_TLS_ONLY: "tls-only",
 }
+MAX_TENANT = 64
 _PB_MODES = {mode: value for value, mode in _MODES.items()}
 
 
@@ -49,6 +52,13 @@ def registration_request(message: pb.RegisterEndEntityRequest) -> RegistrationRe
         allow_re_enrolment=message.allow_re_enrolment,
         request_sha256=jose.sha256(message.SerializeToString(deterministic=True)),
     )
+
+
+def end_entity(message: pb.RetireEndEntityRequest) -> EndEntity:
+    """Raises NftrustError(INVALID_NF_INSTANCE_ID, INVALID_NF_TYPE, INVALID_FIELD)."""
+    if not 1 <= len(message.tenant) <= MAX_TENANT:
+        raise invalid_field("tenant", f"1 to {MAX_TENANT} characters")
+    return EndEntity(parse_nf_instance_id(message.nf_instance_id), message.tenant, parse_nf_type(message.nf_type))
 
 
 def registration_message(registration: Registration, now: datetime) -> pb.Registration:

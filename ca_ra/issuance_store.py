@@ -17,10 +17,10 @@ from ca_ra.rows import (
     ACTOR,
     admit_key,
     certificate_of,
+    closed,
     find_certificate,
     find_registration,
     is_revoked,
-    is_suspended,
     registration_of,
     revoke,
 )
@@ -86,8 +86,9 @@ class SqlIssuanceStore:
         }.get(known.state(tx.now))
         if refusal is not None:
             return NftrustError(refusal)
-        if is_suspended(tx, new.nf_instance_id):
-            return NftrustError(Reason.END_ENTITY_SUSPENDED)
+        refusal = closed(tx, new.nf_instance_id)
+        if refusal is not None:
+            return NftrustError(refusal)
         admit_key(tx, new.spki_sha256, new.nf_instance_id)
         self._insert_certificate(tx, new)
         remember(tx, f"enrol:{known.id}", issuance.request_id, issuance.request_sha256, issuance.response)
@@ -144,7 +145,7 @@ class SqlIssuanceStore:
             return NftrustError(Reason.STORED_ROW_TAMPERED, "the registration names a certificate that does not exist")
         issued = certificate_of(row)
         nf_instance_id = known.identity.nf_instance_id
-        if issued.spki_sha256 != spki_sha256 and not is_suspended(tx, nf_instance_id):
+        if issued.spki_sha256 != spki_sha256 and closed(tx, nf_instance_id) is None:
             tx.execute(
                 update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=tx.now)
             )
@@ -188,8 +189,9 @@ class SqlIssuanceStore:
                 raise NftrustError(Reason.CERTIFICATE_REVOKED)
             if known.revoke_time is not None:
                 raise NftrustError(Reason.IAK_REVOKED)
-            if is_suspended(tx, confirmed.nf_instance_id):
-                raise NftrustError(Reason.END_ENTITY_SUSPENDED)
+            refusal = closed(tx, confirmed.nf_instance_id)
+            if refusal is not None:
+                raise NftrustError(refusal)
             remember(tx, scope, request_sha256.hex(), request_sha256, response)
             if known.confirm_time is not None:
                 return response

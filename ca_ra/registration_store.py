@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import func, select, update
 
 from ca_ra.model import NewRegistration, Registered, Registration, RegistrationState
-from ca_ra.rows import admit_key, find_registration, registration_of
+from ca_ra.rows import admit_key, find_registration, registration_of, void
 from ca_ra.tables import certificate, end_entity, end_entity_fqdn, nf_statement, registration
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Store, Transaction
@@ -51,7 +51,7 @@ class SqlRegistrationStore:
             unused = known.registration.state(tx.now) in (RegistrationState.OPEN, RegistrationState.EXPIRED)
             if new.registration.delivery_mode != "tls-only" or not unused:
                 return known
-            self._void(tx, known.registration, new.actor)  # a retry mints anew (security rule 8)
+            void(tx, known.registration, new.actor)  # a retry mints anew (security rule 8)
         entity = new.registration.identity
         self._admit_end_entity(tx, new)
         self._admit_statement(tx, new)
@@ -121,6 +121,8 @@ class SqlRegistrationStore:
             return
         if row.tenant != new.registration.tenant:
             raise NftrustError(Reason.OUT_OF_SCOPE, metadata={"field": "tenant"})
+        if row.retire_time is not None:
+            raise NftrustError(Reason.NF_RETIRED)
         if row.suspend_time is not None:
             raise NftrustError(Reason.END_ENTITY_SUSPENDED)
         if row.nf_type != identity.nf_type:
@@ -170,7 +172,7 @@ class SqlRegistrationStore:
             state = live.state(tx.now)
             if state is RegistrationState.OPEN or (state is RegistrationState.ISSUED and not new.allow_re_enrolment):
                 raise NftrustError(Reason.REGISTRATION_OPEN)
-            self._void(tx, live, new.actor)
+            void(tx, live, new.actor)
         if new.allow_re_enrolment:
             return
         held = select(certificate.c.serial).where(
@@ -180,13 +182,6 @@ class SqlRegistrationStore:
         )
         if tx.execute(held.limit(1)).scalar_one_or_none() is not None:
             raise NftrustError(Reason.ALREADY_ENROLLED)
-
-    @staticmethod
-    def _void(tx: Transaction, old: Registration, actor: str) -> None:
-        tx.execute(
-            update(registration).where(registration.c.id == old.id).values(live=None, iak_blob=None, revoke_time=tx.now)
-        )
-        tx.audit(actor=actor, action="registration.revoke", subject=old.name)
 
     async def get_registration(self, registration_id: str) -> Registration | None:
         return await self._store.read(lambda c: find_registration(c, registration_id))
@@ -218,7 +213,7 @@ class SqlRegistrationStore:
             if known.confirm_time is not None:
                 raise NftrustError(Reason.REGISTRATION_ENDED)
             if known.revoke_time is None:
-                self._void(tx, known, actor)
+                void(tx, known, actor)
             voided = find_registration(tx, registration_id)
             assert voided is not None
             return voided

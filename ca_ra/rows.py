@@ -19,7 +19,9 @@ ACTOR = "urn:nftrust:ca-ra"
 
 # Built once, as in issuance_store.
 _REGISTRATION = select(registration).where(registration.c.id == bindparam("id"))
-_SUSPENDED = select(end_entity.c.suspend_time).where(end_entity.c.nf_instance_id == bindparam("nf_instance_id"))
+_STANDING = select(end_entity.c.suspend_time, end_entity.c.retire_time).where(
+    end_entity.c.nf_instance_id == bindparam("nf_instance_id")
+)
 _KEY_OWNER = select(end_entity_key.c.nf_instance_id).where(end_entity_key.c.spki_sha256 == bindparam("spki_sha256"))
 
 
@@ -102,9 +104,22 @@ def find_registration(executor: Executor, registration_id: str) -> Registration 
     return None if row is None else registration_of(row)
 
 
-def is_suspended(executor: Executor, nf_instance_id: str) -> bool:
-    """Whether a theft signal has suspended the NF."""
-    return executor.execute(_SUSPENDED, {"nf_instance_id": nf_instance_id}).scalar_one_or_none() is not None
+def void(tx: Transaction, old: Registration, actor: str) -> None:
+    """End an open registration and destroy its IAK."""
+    tx.execute(
+        update(registration).where(registration.c.id == old.id).values(live=None, iak_blob=None, revoke_time=tx.now)
+    )
+    tx.audit(actor=actor, action="registration.revoke", subject=old.name)
+
+
+def closed(executor: Executor, nf_instance_id: str) -> Reason | None:
+    """Why nothing may be issued to the NF: retired by OAM, or suspended by a theft signal. None: it may."""
+    row = executor.execute(_STANDING, {"nf_instance_id": nf_instance_id}).one_or_none()
+    if row is None:
+        return None
+    if row.retire_time is not None:
+        return Reason.NF_RETIRED
+    return None if row.suspend_time is None else Reason.END_ENTITY_SUSPENDED
 
 
 def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str) -> None:

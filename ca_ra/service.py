@@ -13,6 +13,7 @@ from ca_ra.enrolment import EnrolmentEngine
 from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.registration import Registrar
 from ca_ra.registration_store import SqlRegistrationStore
+from ca_ra.retirement_store import SqlRetirementStore
 from ca_ra.revocation_store import SqlRevocationStore
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as enrolment_pb
@@ -34,10 +35,19 @@ _REGISTRATIONS, _CERTIFICATES = "registration", "certificate"
 class RegistrationServicer(RegistrationServiceServicer):
     """Steps 5 and 6, for the CM proxy and OAM."""
 
-    def __init__(self, registrar: Registrar, store: SqlRegistrationStore, clock: GuardedClock) -> None:
+    def __init__(
+        self,
+        registrar: Registrar,
+        store: SqlRegistrationStore,
+        retirements: SqlRetirementStore,
+        clock: GuardedClock,
+        on_revoked: Callable[[], None],
+    ) -> None:
         self._registrar = registrar
         self._store = store
+        self._retirements = retirements
         self._clock = clock
+        self._on_revoked = on_revoked
 
     async def RegisterEndEntity(
         self, request: pb.RegisterEndEntityRequest, context: Context
@@ -81,6 +91,12 @@ class RegistrationServicer(RegistrationServiceServicer):
         nf_instance_id = parse_nf_instance_id(request.nf_instance_id)
         await self._store.reinstate(nf_instance_id, peer.scope.tenants, peer.uri)
         return pb.ReinstateEndEntityResponse()
+
+    async def RetireEndEntity(self, request: pb.RetireEndEntityRequest, context: Context) -> pb.RetireEndEntityResponse:
+        peer = current_peer()
+        retire_time = await self._retirements.retire(convert.end_entity(request), peer.uri, peer.scope)
+        self._on_revoked()
+        return pb.RetireEndEntityResponse(retire_time=convert.timestamp(retire_time))
 
 
 class EnrolmentServicer(EnrolmentServiceServicer):

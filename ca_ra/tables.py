@@ -17,6 +17,8 @@ end_entity = Table(
     Column("create_time", UtcMicros, nullable=False),
     #: Set by a theft signal, lifted by OAM.
     Column("suspend_time", UtcMicros),
+    #: Set by OAM, for good.
+    Column("retire_time", UtcMicros),
 )
 
 end_entity_fqdn = Table(

@@ -23,6 +23,8 @@ from cmproxy.model import NetworkFunction, State
 from cmproxy.ports import CaRaPort
 from cmproxy.provisioning import Provisioner, ProvisioningPolicy
 from cmproxy.registrar import load_registrar
+from cmproxy.retirement import Retirer
+from cmproxy.retirement_store import SqlRetirements
 from cmproxy.runner import Runner, RunnerPolicy
 from cmproxy.service import ProvisioningServicer
 from cmproxy.store import SqlProxyStore
@@ -70,6 +72,7 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         nfs = _nf_port(config, identity, clock)
         ca_ra = _ca_ra(config, identity, token, clock, stack)
         runner = _runner(config, identity, nfs, ca_ra, proxy_store, clock, stack)
+        retirer = Retirer(SqlRetirements(store, clock), ca_ra, _retry(config))
         provisioner = Provisioner(_policy(config), proxy_store, clock, partial(seal, token))
         probes = PeerProbes(config, identity, nfs, _finder(provisioner))
         server = RpcServer(
@@ -77,7 +80,7 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
             [
                 ServiceBinding(
                     add_ProvisioningServiceServicer_to_server,
-                    ProvisioningServicer(provisioner, proxy_store, clock, runner.wake),
+                    ProvisioningServicer(provisioner, proxy_store, clock, runner.wake, retirer.wake),
                     pb.DESCRIPTOR.services_by_name["ProvisioningService"],
                 ),
                 audit_service.audit_binding(store),
@@ -94,8 +97,8 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        running = asyncio.create_task(runner.run())
-        stack.push_async_callback(_end, running)
+        for work in (runner.run(), retirer.run()):
+            stack.push_async_callback(_end, asyncio.create_task(work))
         certificates = {"tls management": config.management.tls.certificate, "tls client": config.client_certificate}
         yield Served([server], store, clock, token, certificates, partial(_measure, proxy_store))
 
@@ -137,10 +140,7 @@ def _runner(
     stack: contextlib.AsyncExitStack,
 ) -> Runner:
     settings = config.runner
-    retry = RetryPolicy(
-        cap=timedelta(seconds=settings.retry_cap_seconds),
-        lifetime=timedelta(seconds=settings.enrolment_lifetime_seconds),
-    )
+    retry = _retry(config)
     lease = timedelta(seconds=settings.lease_seconds)
     verifier = None if config.verifier is None else _channel(config.verifier, identity, stack)
     verifier_timeout = 0.0 if config.verifier is None else config.verifier.timeout_seconds
@@ -152,6 +152,14 @@ def _runner(
         GrpcVerifierPort(verifier, clock, verifier_timeout),
         clock,
         metrics.EnrolmentMetrics(),
+    )
+
+
+def _retry(config: CmProxyConfig) -> RetryPolicy:
+    settings = config.runner
+    return RetryPolicy(
+        cap=timedelta(seconds=settings.retry_cap_seconds),
+        lifetime=timedelta(seconds=settings.enrolment_lifetime_seconds),
     )
 
 

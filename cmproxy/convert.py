@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cmproxy.model import Enrolment, NetworkFunction, State
 from cmproxy.ports import ForeignCredential
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
-from nftrust.errors import invalid_field
+from nftrust.errors import Reason, invalid_field
 from nftrust.messages import DeliveryMode
 
 _MODES: dict[int, DeliveryMode] = {
@@ -66,7 +66,7 @@ def network_function(message: pb.NetworkFunction, now: datetime) -> NetworkFunct
 
 def network_function_message(nf: NetworkFunction) -> pb.NetworkFunction:
     required = pb.ATTESTATION_REQUIREMENT_REQUIRED if nf.attestation_required else pb.ATTESTATION_REQUIREMENT_OFF
-    return pb.NetworkFunction(
+    message = pb.NetworkFunction(
         name=nf.name,
         nf_instance_id=nf.nf_instance_id,
         nf_type=nf.nf_type,
@@ -83,7 +83,16 @@ def network_function_message(nf: NetworkFunction) -> pb.NetworkFunction:
         create_time=timestamp(nf.create_time),
         update_time=timestamp(nf.update_time),
         pinned_transport_key_sha256=nf.expected_transport_key or b"",
+        state=pb.NetworkFunction.State.Value(nf.service.name),
     )
+    if nf.retire_time is not None:
+        message.retire_time.CopyFrom(timestamp(nf.retire_time))
+    if nf.retire_reason:
+        reason = Reason[nf.retire_reason]
+        message.retirement_error.MergeFrom(
+            pb.EnrolmentError(reason=reason.name, message=reason.meaning, remedy=reason.remedy)
+        )
+    return message
 
 
 def masked(known: NetworkFunction, wanted: pb.NetworkFunction, mask: FieldMask) -> pb.NetworkFunction:

@@ -12,6 +12,14 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.messages import DeliveryMode
 
 
+class ServiceState(enum.Enum):
+    """Whether a network function may have certificates."""
+
+    IN_SERVICE = "in service"
+    RETIRING = "retiring"
+    RETIRED = "retired"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFunction:
     """An NF instance as OAM knows it."""
@@ -33,10 +41,25 @@ class NetworkFunction:
     version: int = 1
     create_time: datetime
     update_time: datetime
+    #: Since when OAM wants it out of service for good.
+    retire_request_time: datetime | None = None
+    #: Since when the CA/RA has closed its end entity.
+    retire_time: datetime | None = None
+    #: When the CA/RA is to be asked (again) to close it; None: never.
+    retire_next_time: datetime | None = None
+    retire_attempt: int = 0
+    #: Why the CA/RA could not: name of a Reason.
+    retire_reason: str = ""
 
     @property
     def name(self) -> str:
         return f"networkFunctions/{self.nf_instance_id}"
+
+    @property
+    def service(self) -> ServiceState:
+        if self.retire_request_time is None:
+            return ServiceState.IN_SERVICE
+        return ServiceState.RETIRING if self.retire_time is None else ServiceState.RETIRED
 
     @property
     def etag(self) -> str:

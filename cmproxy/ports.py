@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -120,6 +120,13 @@ class CaRaPort(Protocol):
         """Void it; one that has ended stays as it is."""
         ...
 
+    async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:
+        """Revoke what the NF holds and see to it that it gets nothing more; of one that is closed nothing changes.
+
+        ``registrations`` are all that the CM proxy knows of.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EndEntity:
@@ -174,6 +181,20 @@ class VerifierPort(Protocol):
     async def require_affirming(self, nf: NetworkFunction) -> str:
         """What the decision rests on, for a reader. Raises NftrustError(ATTESTATION_RESULT_MISSING)."""
         ...
+
+
+class Retirements(Protocol):
+    """The retirements that the CA/RA has not yet carried out, in storage."""
+
+    async def due(self, limit: int) -> list[tuple[NetworkFunction, tuple[str, ...]]]:
+        """Network functions with the names of their registrations."""
+        ...
+
+    async def finish(self, nf: NetworkFunction) -> None:
+        """The CA/RA has closed the end entity: its FQDNs are free."""
+        ...
+
+    async def put_off(self, nf: NetworkFunction, reason: Reason, delay: timedelta) -> None: ...
 
 
 class EnrolmentLease(Protocol):

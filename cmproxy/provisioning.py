@@ -53,6 +53,8 @@ class ProvisioningStore(Protocol):
 
     async def delete_network_function(self, nf_instance_id: str, version: int, actor: str) -> None: ...
 
+    async def retire_network_function(self, nf_instance_id: str, actor: str) -> NetworkFunction: ...
+
     async def start_enrolment(
         self, enrolment: Enrolment, actor: str, request_id: str | None, request_sha256: bytes
     ) -> Enrolment: ...
@@ -102,6 +104,12 @@ class Provisioner:
     async def delete(self, nf_instance_id: str, etag: str, actor: str, scope: Scope) -> None:
         nf = await self.get(nf_instance_id, scope)
         await self._store.delete_network_function(nf.nf_instance_id, _version(etag), actor)
+
+    async def retire(self, nf_instance_id: str, actor: str, scope: Scope) -> NetworkFunction:
+        """The intention; the retirer carries it out. Retired NFs stay as they are."""
+        nf = await self.get(nf_instance_id, scope)
+        scope.require(tenant=nf.tenant, nf_type=nf.nf_type, fqdns=nf.fqdns)
+        return await self._store.retire_network_function(nf.nf_instance_id, actor)
 
     async def start(
         self,

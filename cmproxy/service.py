@@ -37,11 +37,19 @@ def request_hash(request: Message) -> bytes:
 class ProvisioningServicer(ProvisioningServiceServicer):
     """The CM proxy's face to OAM."""
 
-    def __init__(self, provisioner: Provisioner, store: SqlProxyStore, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        provisioner: Provisioner,
+        store: SqlProxyStore,
+        clock: Clock,
+        wake: Callable[[], None],
+        wake_retirer: Callable[[], None],
+    ) -> None:
         self._provisioner = provisioner
         self._store = store
         self._clock = clock
         self._wake = wake
+        self._wake_retirer = wake_retirer
 
     async def CreateNetworkFunction(
         self, request: pb.CreateNetworkFunctionRequest, context: Context
@@ -83,6 +91,15 @@ class ProvisioningServicer(ProvisioningServiceServicer):
         peer = current_peer()
         await self._provisioner.delete(convert.nf_name(request.name), request.etag, peer.uri, peer.scope)
         return Empty()
+
+    async def RetireNetworkFunction(
+        self, request: pb.RetireNetworkFunctionRequest, context: Context
+    ) -> pb.NetworkFunction:
+        peer = current_peer()
+        retiring = await self._provisioner.retire(convert.nf_name(request.name), peer.uri, peer.scope)
+        self._wake_retirer()
+        self._wake()  # the cancelled enrolment has to be cleaned up
+        return convert.network_function_message(retiring)
 
     async def StartEnrolment(self, request: pb.StartEnrolmentRequest, context: Context) -> pb.Enrolment:
         peer = current_peer()

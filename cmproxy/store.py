@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Row, func, select, update
 
 from cmproxy import machine
-from cmproxy.model import Enrolment, NetworkFunction, Problem, State, Step
+from cmproxy.model import Enrolment, NetworkFunction, Problem, ServiceState, State, Step
 from cmproxy.tables import enrolment, network_function, network_function_fqdn
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Executor, Store, Transaction
@@ -20,7 +20,8 @@ from nftrust.storage.idempotency import recall, remember
 _NF_COLUMNS = [column.name for column in network_function.columns]
 
 
-def _nf(row: Row[Any]) -> NetworkFunction:
+def network_function_of(row: Row[Any]) -> NetworkFunction:
+    """A row of the network function table as the domain sees it."""
     values = row._asdict()
     values["fqdns"] = tuple(row.fqdns.split(" "))
     return NetworkFunction(**values)
@@ -60,7 +61,7 @@ def _find_nf(executor: Executor, nf_instance_id: str) -> NetworkFunction | None:
     row = executor.execute(
         select(network_function).where(network_function.c.nf_instance_id == nf_instance_id)
     ).one_or_none()
-    return None if row is None else _nf(row)
+    return None if row is None else network_function_of(row)
 
 
 def _find(executor: Executor, enrolment_id: str) -> Enrolment | None:
@@ -125,15 +126,17 @@ class SqlProxyStore:
             statement = statement.where(network_function.c.tenant.in_(tenants))
         if after is not None:
             statement = statement.where(network_function.c.nf_instance_id > after)
-        return await self._store.read(lambda c: [_nf(row) for row in c.execute(statement).all()])
+        return await self._store.read(lambda c: [network_function_of(row) for row in c.execute(statement).all()])
 
     async def update_network_function(
         self, nf: NetworkFunction, shared: bool, version: int, actor: str
     ) -> NetworkFunction:
-        """Raises NftrustError(NF_NOT_FOUND, STALE_ETAG, ENROLMENT_ACTIVE, FQDN_TAKEN)."""
+        """Raises NftrustError(NF_NOT_FOUND, STALE_ETAG, ENROLMENT_ACTIVE, NF_RETIRED, FQDN_TAKEN)."""
 
         def work(tx: Transaction) -> NetworkFunction:
-            _require_idle(tx, nf.nf_instance_id, version)
+            known = _require_idle(tx, nf.nf_instance_id, version)
+            if known.service is not ServiceState.IN_SERVICE:
+                raise NftrustError(Reason.NF_RETIRED)
             changed = replace(nf, version=version + 1, update_time=tx.now)
             tx.execute(
                 update(network_function)
@@ -147,21 +150,55 @@ class SqlProxyStore:
         return await self._store.write(work)
 
     async def delete_network_function(self, nf_instance_id: str, version: int, actor: str) -> None:
-        """Raises NftrustError(NF_NOT_FOUND, STALE_ETAG, ENROLMENT_ACTIVE)."""
+        """Raises NftrustError(NF_NOT_FOUND, STALE_ETAG, ENROLMENT_ACTIVE, RETIREMENT_UNDER_WAY)."""
 
         def work(tx: Transaction) -> None:
             known = _require_idle(tx, nf_instance_id, version)
+            if known.service is ServiceState.RETIRING:
+                raise NftrustError(Reason.RETIREMENT_UNDER_WAY)  # the intention must not be forgotten
             tx.execute(network_function.delete().where(network_function.c.nf_instance_id == nf_instance_id))
             tx.audit(actor=actor, action="networkfunction.delete", subject=known.name)
 
         await self._store.write(work)
+
+    async def retire_network_function(self, nf_instance_id: str, actor: str) -> NetworkFunction:
+        """Note the intention and cancel the active enrolment; or find it noted. Raises NftrustError(NF_NOT_FOUND)."""
+
+        def work(tx: Transaction) -> tuple[NetworkFunction, str | None]:
+            known = _find_nf(tx, nf_instance_id)
+            if known is None:
+                raise NftrustError(Reason.NF_NOT_FOUND)
+            if known.service is not ServiceState.IN_SERVICE:
+                return known, None
+            retiring = replace(
+                known,
+                version=known.version + 1,
+                update_time=tx.now,
+                retire_request_time=tx.now,
+                retire_next_time=tx.now,
+            )
+            tx.execute(
+                update(network_function)
+                .where(network_function.c.nf_instance_id == nf_instance_id)
+                .values(_nf_values(retiring))
+            )
+            tx.audit(actor=actor, action="networkfunction.retire", subject=known.name)
+            active = _active(tx, nf_instance_id)
+            if active is not None:
+                _cancel(tx, active, actor)
+            return retiring, active
+
+        retiring, cancelled = await self._store.write(work)
+        if cancelled is not None:
+            self._tell(cancelled)
+        return retiring
 
     # Enrolments
 
     async def start_enrolment(
         self, new: Enrolment, actor: str, request_id: str | None, request_sha256: bytes
     ) -> Enrolment:
-        """Raises NftrustError(NF_NOT_FOUND, ENROLMENT_ACTIVE, REQUEST_ID_REUSED)."""
+        """Raises NftrustError(NF_NOT_FOUND, NF_RETIRED, ENROLMENT_ACTIVE, REQUEST_ID_REUSED)."""
 
         def work(tx: Transaction) -> Enrolment:
             scope = f"start:{actor}"
@@ -170,9 +207,12 @@ class SqlProxyStore:
                 known = None if stored is None else _find(tx, stored.decode())
                 if known is not None:
                     return known
-            if _find_nf(tx, new.nf_instance_id) is None:
+            nf = _find_nf(tx, new.nf_instance_id)
+            if nf is None:
                 raise NftrustError(Reason.NF_NOT_FOUND)
-            if _active(tx, new.nf_instance_id):
+            if nf.service is not ServiceState.IN_SERVICE:
+                raise NftrustError(Reason.NF_RETIRED)
+            if _active(tx, new.nf_instance_id) is not None:
                 raise NftrustError(Reason.ENROLMENT_ACTIVE)
             sequence = tx.execute(select(func.coalesce(func.max(enrolment.c.sequence), 0) + 1)).scalar_one()
             tx.execute(enrolment.insert().values(_enrolment_values(new) | {"sequence": sequence, "owner": ""}))
@@ -211,15 +251,7 @@ class SqlProxyStore:
     async def cancel_enrolment(self, enrolment_id: str, actor: str) -> Enrolment:
         """Raises NftrustError(ENROLMENT_NOT_FOUND, ENROLMENT_ENDED)."""
 
-        def work(tx: Transaction) -> Enrolment:
-            known = _find(tx, enrolment_id)
-            if known is None:
-                raise NftrustError(Reason.ENROLMENT_NOT_FOUND)
-            cancelled = _write(tx, machine.cancel(known, tx.now))
-            tx.audit(actor=actor, action="enrolment.cancel", subject=known.name)
-            return cancelled
-
-        cancelled = await self._store.write(work)
+        cancelled = await self._store.write(lambda tx: _cancel(tx, enrolment_id, actor))
         self._tell(enrolment_id)
         return cancelled
 
@@ -294,6 +326,15 @@ def _write(tx: Transaction, value: Enrolment) -> Enrolment:
     return written
 
 
+def _cancel(tx: Transaction, enrolment_id: str, actor: str) -> Enrolment:
+    known = _find(tx, enrolment_id)
+    if known is None:
+        raise NftrustError(Reason.ENROLMENT_NOT_FOUND)
+    cancelled = _write(tx, machine.cancel(known, tx.now))
+    tx.audit(actor=actor, action="enrolment.cancel", subject=known.name)
+    return cancelled
+
+
 def _pin(tx: Transaction, held: Enrolment, pin: bytes) -> None:
     """Record the transport key of the first verified contact (security rule 2)."""
     tx.execute(
@@ -319,9 +360,11 @@ def _audit_end(tx: Transaction, saved: Enrolment) -> None:
     )
 
 
-def _active(executor: Executor, nf_instance_id: str) -> bool:
+def _active(executor: Executor, nf_instance_id: str) -> str | None:
+    """The id of the enrolment that has not ended."""
     statement = select(enrolment.c.id).where(enrolment.c.nf_instance_id == nf_instance_id, enrolment.c.active == 1)
-    return executor.execute(statement).scalar_one_or_none() is not None
+    active: str | None = executor.execute(statement).scalar_one_or_none()
+    return active
 
 
 def _require_idle(tx: Transaction, nf_instance_id: str, version: int) -> NetworkFunction:
@@ -330,7 +373,7 @@ def _require_idle(tx: Transaction, nf_instance_id: str, version: int) -> Network
         raise NftrustError(Reason.NF_NOT_FOUND)
     if known.version != version:
         raise NftrustError(Reason.STALE_ETAG)
-    if _active(tx, nf_instance_id):
+    if _active(tx, nf_instance_id) is not None:
         raise NftrustError(Reason.ENROLMENT_ACTIVE)
     return known
 

@@ -26,6 +26,17 @@ network_function = Table(
     Column("version", Integer, nullable=False),
     Column("create_time", UtcMicros, nullable=False),
     Column("update_time", UtcMicros, nullable=False),
+    Column("retire_request_time", UtcMicros),
+    Column("retire_time", UtcMicros),
+    Column("retire_next_time", UtcMicros),
+    Column("retire_attempt", Integer, nullable=False, server_default="0"),
+    Column("retire_reason", String(64), nullable=False, server_default=""),
+    Index(
+        "ix_network_function_retire_next_time",
+        "retire_next_time",
+        sqlite_where=text("retire_next_time IS NOT NULL"),
+        postgresql_where=text("retire_next_time IS NOT NULL"),
+    ),
 )
 
 network_function_fqdn = Table(

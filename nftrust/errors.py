@@ -124,6 +124,16 @@ class Reason(enum.Enum):
         "The network function has an active enrolment.",
         "Wait for it, or cancel it.",
     )
+    NF_RETIRED = (
+        Code.FAILED_PRECONDITION,
+        "The NF is retired: nothing is issued to it any more.",
+        "Instantiate a new NF with an instance id of its own; a retired one does not come back.",
+    )
+    RETIREMENT_UNDER_WAY = (
+        Code.FAILED_PRECONDITION,
+        "The CA/RA has not yet closed the NF's end entity.",
+        "Wait: the CM proxy tries until it is done. `nftrust nf show` says what it waits for.",
+    )
     ENROLMENT_ENDED = (Code.FAILED_PRECONDITION, "The enrolment has ended.", "Start a new one.")
     ALREADY_ENROLLED = (
         Code.FAILED_PRECONDITION,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from functools import cached_property
@@ -103,6 +103,10 @@ class GrpcCaRaPort:
         except NftrustError as error:
             if error.reason is not Reason.REGISTRATION_ENDED:
                 raise
+
+    async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:
+        request = pb.RetireEndEntityRequest(nf_instance_id=nf.nf_instance_id, tenant=nf.tenant, nf_type=nf.nf_type)
+        await _call(self._stub.RetireEndEntity(request, timeout=self.timeout_seconds, metadata=correlated()))
 
 
 async def _call(call: Awaitable[T]) -> T:

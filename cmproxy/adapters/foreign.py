@@ -213,6 +213,10 @@ class ForeignCaRaPort:
             with _guarded():
                 await self.registrar.revoke(registration.removeprefix(REGISTRATIONS))
 
+    async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:
+        for registration in registrations:
+            await self.revoke(registration)
+
 
 @dataclass(frozen=True, slots=True)
 class RoutedCaRaPort:
@@ -238,6 +242,11 @@ class RoutedCaRaPort:
 
     async def revoke(self, registration: str) -> None:
         await self._of(registration).revoke(registration)
+
+    async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:
+        foreign = [name for name in registrations if name.startswith(REGISTRATIONS)]
+        await self.foreign.retire(nf, foreign)
+        await self.own.retire(nf, [name for name in registrations if name not in foreign])
 
     def _of(self, registration: str) -> CaRaPort:
         return self.foreign if registration.startswith(REGISTRATIONS) else self.own

@@ -1,7 +1,7 @@
 """`nftrust`: what OAM does from a terminal.
 
 Exit codes: 0 done; 1 refused, with the reason; 2 wrong usage; 3 an enrolment
-ended without a certificate; 4 an audit log does not verify; 5 a service cannot
+ended without a certificate, or a retirement is still under way; 4 an audit log does not verify; 5 a service cannot
 be reached; 6 and 7 are `nftrust doctor`'s (something is broken; something wants
 attention); 130 interrupted.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from time import monotonic, sleep
 
 import click
 from google.protobuf.json_format import Parse, ParseError
@@ -15,6 +16,7 @@ from nftrust.errors import NftrustError, Reason, invalid_field
 from nftrust.files import read_file
 
 EXIT_NOT_ENROLLED = 3
+EXIT_NOT_RETIRED = 3
 ENDED = (pb.Enrolment.SUCCEEDED, pb.Enrolment.FAILED, pb.Enrolment.CANCELLED, pb.Enrolment.DELIVERED)
 #: All that nftrust does for the NF is done.
 DONE = (pb.Enrolment.SUCCEEDED, pb.Enrolment.DELIVERED)
@@ -92,8 +94,11 @@ def list_all(config: str, output: str) -> None:
         emit_json([as_dict(item) for item in found])
         return
     emit_table(
-        ["NF INSTANCE ID", "TYPE", "FQDN", "AGENT"],
-        [(item.nf_instance_id, item.nf_type, item.fqdns[0], item.agent_endpoint) for item in found],
+        ["NF INSTANCE ID", "TYPE", "FQDN", "AGENT", "STATE"],
+        [
+            (item.nf_instance_id, item.nf_type, item.fqdns[0], item.agent_endpoint, _service_state(item))
+            for item in found
+        ],
     )
 
 
@@ -119,6 +124,28 @@ def delete(config: str, nf_reference: str) -> None:
         session.provisioning().DeleteNetworkFunction(request, timeout=session.timeout)
 
 
+@nf.command("retire")
+@click.argument("nf_reference", metavar="NF")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Until the CA/RA has closed it.")
+@OUTPUT
+@click.pass_obj
+def retire(config: str, nf_reference: str, wait: bool, output: str) -> int:
+    """Take a network function out of service for good: its certificates are revoked, nothing more is issued to it.
+
+    Cannot be undone. The CM proxy goes on by itself where the CA/RA cannot be reached; the exit status is then 3.
+    """
+    with Session.open(Path(config)) as session:
+        name = resolve(session, nf_reference).name
+        stub = session.provisioning()
+        found = stub.RetireNetworkFunction(pb.RetireNetworkFunctionRequest(name=name), timeout=session.timeout)
+        deadline = monotonic() + session.timeout
+        while wait and found.state != pb.NetworkFunction.RETIRED and monotonic() < deadline:
+            sleep(0.1)
+            found = stub.GetNetworkFunction(pb.GetNetworkFunctionRequest(name=name), timeout=session.timeout)
+    _show(found, output)
+    return EXIT_NOT_RETIRED if wait and found.state != pb.NetworkFunction.RETIRED else 0
+
+
 def _show(found: pb.NetworkFunction, output: str) -> None:
     if output == "json":
         emit_json(as_dict(found))
@@ -126,6 +153,7 @@ def _show(found: pb.NetworkFunction, output: str) -> None:
     emit_fields(
         [
             ("name", found.name),
+            ("state", _service_state(found)),
             ("NF type", found.nf_type),
             ("FQDNs", " ".join(found.fqdns)),
             ("NF agent", found.agent_endpoint),
@@ -139,6 +167,12 @@ def _show(found: pb.NetworkFunction, output: str) -> None:
             ("etag", found.etag),
         ]
     )
+
+
+def _service_state(found: pb.NetworkFunction) -> str:
+    state = pb.NetworkFunction.State.Name(found.state).lower().replace("_", " ")
+    problem = found.retirement_error
+    return " ".join(filter(None, (state, time(found.retire_time), problem.reason, problem.message, problem.remedy)))
 
 
 @click.command()

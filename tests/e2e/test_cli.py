@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from nftrust.cli.main import main
 from nftrust.errors import Reason
 from nftrust.lab.layout import DAY0_ROOT, HOME_DOMAIN
 from tests.lab_fixture import ENROLLED, nfs
-from tests.lab_kit import RunningLab, SecondCa, free_port, read_toml, write_toml
+from tests.lab_kit import WAIT_SECONDS, RunningLab, SecondCa, free_port, read_toml, write_toml
 
 pytestmark = pytest.mark.process
 
@@ -207,6 +208,20 @@ def test_create_watch_cancel_and_delete(running_lab: RunningLab, nftrust: Comman
     assert nftrust.json("enrolment", "show", name)["state"] == "CANCELLED"
     nftrust.text("nf", "delete", nf_instance_id)
     nftrust.refused(Reason.NF_NOT_FOUND, "nf", "show", nf_instance_id)
+
+
+def test_retire(running_lab: RunningLab, nftrust: Command) -> None:
+    created = running_lab.create_nf(running_lab.unborn())
+    nf = created.nf_instance_id
+    assert nftrust.json("nf", "retire", nf, "--no-wait")["state"] in ("RETIRING", "RETIRED")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while nftrust.json("nf", "show", nf)["state"] != "RETIRED":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "retired 20" in nftrust.text("nf", "retire", nf)  # again: it says since when
+    nftrust.refused(Reason.NF_RETIRED, "enrol", nf)
+    nftrust.text("nf", "delete", nf)
+    nftrust.refused(Reason.NF_NOT_FOUND, "nf", "retire", nf)
 
 
 def test_a_watched_enrolment_that_fails_has_its_own_exit_code(running_lab: RunningLab, nftrust: Command) -> None:

@@ -96,7 +96,8 @@ class NetworkFunctions:
     def network_functions(self) -> Finding:
         """Which NFs there are; the CM proxy dials each."""
         try:
-            found, more = self._find()
+            known, more = self._find()
+            found = [nf for nf in known if nf.state not in (pb.NetworkFunction.RETIRING, pb.NetworkFunction.RETIRED)]
             looks = {look.finding.subject: look for look in self._look([nf.name for nf in found])}
         except NftrustError as error:
             return refused(error.reason.name, error.message)
@@ -104,6 +105,7 @@ class NetworkFunctions:
             refused_by = refusal(failure)
             return refused(refused_by.reason.name, refused_by.message)
         made = [check for nf in found for check in Nf(self.proxy, self.clock, nf, looks[nf.name]).checks()]
+        made += [_retirement(nf) for nf in known if nf.state == pb.NetworkFunction.RETIRING]
         text = f"{len(found)} NFs are looked at" + (", not all: name others with --nf" if more else "")
         return ok(text, tuple(made))
 
@@ -122,6 +124,18 @@ class NetworkFunctions:
             answer = self.proxy.ask(batch)
             now = answer.time.ToDatetime(UTC)
             yield from (Look(finding, now) for finding in answer.findings if finding.subject in batch)
+
+
+def _retirement(nf: pb.NetworkFunction) -> Check:
+    """Of an NF that is no longer dialled."""
+
+    def look() -> Finding:
+        problem = nf.retirement_error
+        if problem.reason:
+            return attention(f"its retirement waits: {problem.message}", problem.remedy, problem.reason)
+        return ok("it is being retired")
+
+    return Check("nf.retirement", f"NF {nf.nf_type} {nf.nf_instance_id}", look, ("nf.list",), nf.nf_instance_id)
 
 
 @dataclass

@@ -309,3 +309,42 @@ class ReinstateEndEntityResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 global___ReinstateEndEntityResponse = ReinstateEndEntityResponse
+
+@typing.final
+class RetireEndEntityRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NF_INSTANCE_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    NF_TYPE_FIELD_NUMBER: builtins.int
+    nf_instance_id: builtins.str
+    tenant: builtins.str
+    """Whose the end entity is where it is not known yet; else what it was registered with counts."""
+    nf_type: builtins.str
+    def __init__(
+        self,
+        *,
+        nf_instance_id: builtins.str = ...,
+        tenant: builtins.str = ...,
+        nf_type: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nf_instance_id", b"nf_instance_id", "nf_type", b"nf_type", "tenant", b"tenant"]) -> None: ...
+
+global___RetireEndEntityRequest = RetireEndEntityRequest
+
+@typing.final
+class RetireEndEntityResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RETIRE_TIME_FIELD_NUMBER: builtins.int
+    @property
+    def retire_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        retire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["retire_time", b"retire_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["retire_time", b"retire_time"]) -> None: ...
+
+global___RetireEndEntityResponse = RetireEndEntityResponse

@@ -41,6 +41,11 @@ class RegistrationServiceStub(object):
                 request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.ReinstateEndEntityRequest.SerializeToString,
                 response_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.ReinstateEndEntityResponse.FromString,
                 )
+        self.RetireEndEntity = channel.unary_unary(
+                '/nftrust.api.ca_ra.v1.RegistrationService/RetireEndEntity',
+                request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.RetireEndEntityRequest.SerializeToString,
+                response_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.RetireEndEntityResponse.FromString,
+                )
 
 
 class RegistrationServiceServicer(object):
@@ -85,6 +90,15 @@ class RegistrationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetireEndEntity(self, request, context):
+        """Closes an end entity for good: revokes its certificates (cessationOfOperation), voids its open registration,
+        gives its FQDNs free. Nothing is ever registered for it or issued to it again, also where it was not known yet.
+        Again it changes nothing. Caller: CM proxy, OAM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistrationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +126,11 @@ def add_RegistrationServiceServicer_to_server(servicer, server):
                     servicer.ReinstateEndEntity,
                     request_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.ReinstateEndEntityRequest.FromString,
                     response_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.ReinstateEndEntityResponse.SerializeToString,
+            ),
+            'RetireEndEntity': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireEndEntity,
+                    request_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.RetireEndEntityRequest.FromString,
+                    response_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.RetireEndEntityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -207,5 +226,22 @@ class RegistrationService(object):
         return grpc.experimental.unary_unary(request, target, '/nftrust.api.ca_ra.v1.RegistrationService/ReinstateEndEntity',
             nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.ReinstateEndEntityRequest.SerializeToString,
             nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.ReinstateEndEntityResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RetireEndEntity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/nftrust.api.ca_ra.v1.RegistrationService/RetireEndEntity',
+            nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.RetireEndEntityRequest.SerializeToString,
+            nftrust_dot_api_dot_ca__ra_dot_v1_dot_registration__service__pb2.RetireEndEntityResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -56,6 +56,15 @@ class RegistrationServiceStub:
     ]
     """Lifts the suspension that a theft signal caused. Caller: OAM."""
 
+    RetireEndEntity: grpc.UnaryUnaryMultiCallable[
+        nftrust.api.ca_ra.v1.registration_service_pb2.RetireEndEntityRequest,
+        nftrust.api.ca_ra.v1.registration_service_pb2.RetireEndEntityResponse,
+    ]
+    """Closes an end entity for good: revokes its certificates (cessationOfOperation), voids its open registration,
+    gives its FQDNs free. Nothing is ever registered for it or issued to it again, also where it was not known yet.
+    Again it changes nothing. Caller: CM proxy, OAM.
+    """
+
 class RegistrationServiceAsyncStub:
     """Registers NFs as end entities and hands out one-time credentials
     (TR 33.876, key issue 2: steps 5 and 6). Management listener, mutual TLS.
@@ -93,6 +102,15 @@ class RegistrationServiceAsyncStub:
         nftrust.api.ca_ra.v1.registration_service_pb2.ReinstateEndEntityResponse,
     ]
     """Lifts the suspension that a theft signal caused. Caller: OAM."""
+
+    RetireEndEntity: grpc.aio.UnaryUnaryMultiCallable[
+        nftrust.api.ca_ra.v1.registration_service_pb2.RetireEndEntityRequest,
+        nftrust.api.ca_ra.v1.registration_service_pb2.RetireEndEntityResponse,
+    ]
+    """Closes an end entity for good: revokes its certificates (cessationOfOperation), voids its open registration,
+    gives its FQDNs free. Nothing is ever registered for it or issued to it again, also where it was not known yet.
+    Again it changes nothing. Caller: CM proxy, OAM.
+    """
 
 class RegistrationServiceServicer(metaclass=abc.ABCMeta):
     """Registers NFs as end entities and hands out one-time credentials
@@ -141,5 +159,16 @@ class RegistrationServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[nftrust.api.ca_ra.v1.registration_service_pb2.ReinstateEndEntityResponse, collections.abc.Awaitable[nftrust.api.ca_ra.v1.registration_service_pb2.ReinstateEndEntityResponse]]:
         """Lifts the suspension that a theft signal caused. Caller: OAM."""
+
+    @abc.abstractmethod
+    def RetireEndEntity(
+        self,
+        request: nftrust.api.ca_ra.v1.registration_service_pb2.RetireEndEntityRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nftrust.api.ca_ra.v1.registration_service_pb2.RetireEndEntityResponse, collections.abc.Awaitable[nftrust.api.ca_ra.v1.registration_service_pb2.RetireEndEntityResponse]]:
+        """Closes an end entity for good: revokes its certificates (cessationOfOperation), voids its open registration,
+        gives its FQDNs free. Nothing is ever registered for it or issued to it again, also where it was not known yet.
+        Again it changes nothing. Caller: CM proxy, OAM.
+        """
 
 def add_RegistrationServiceServicer_to_server(servicer: RegistrationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

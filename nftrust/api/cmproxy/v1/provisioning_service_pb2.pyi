@@ -71,6 +71,27 @@ class NetworkFunction(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    class _State:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _StateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[NetworkFunction._State.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: NetworkFunction._State.ValueType  # 0
+        IN_SERVICE: NetworkFunction._State.ValueType  # 1
+        RETIRING: NetworkFunction._State.ValueType  # 2
+        """OAM has retired it; the CA/RA has not yet closed the end entity."""
+        RETIRED: NetworkFunction._State.ValueType  # 3
+        """The CA/RA has revoked its certificates and issues no more."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: NetworkFunction.State.ValueType  # 0
+    IN_SERVICE: NetworkFunction.State.ValueType  # 1
+    RETIRING: NetworkFunction.State.ValueType  # 2
+    """OAM has retired it; the CA/RA has not yet closed the end entity."""
+    RETIRED: NetworkFunction.State.ValueType  # 3
+    """The CA/RA has revoked its certificates and issues no more."""
+
     NAME_FIELD_NUMBER: builtins.int
     NF_INSTANCE_ID_FIELD_NUMBER: builtins.int
     NF_TYPE_FIELD_NUMBER: builtins.int
@@ -87,6 +108,9 @@ class NetworkFunction(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     UPDATE_TIME_FIELD_NUMBER: builtins.int
     PINNED_TRANSPORT_KEY_SHA256_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    RETIRE_TIME_FIELD_NUMBER: builtins.int
+    RETIREMENT_ERROR_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`networkFunctions/{nf_instance_id}`"""
     nf_instance_id: builtins.str
@@ -114,6 +138,7 @@ class NetworkFunction(google.protobuf.message.Message):
     """Changes with every change of the resource; required by updates and deletions."""
     pinned_transport_key_sha256: builtins.bytes
     """SHA-256 fingerprint of the transport key in force: provisioned or pinned."""
+    state: global___NetworkFunction.State.ValueType
     @property
     def fqdns(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """FQDNs in the form TS 23.003 clause 28 gives for the NF type; the first is the NF's FQDN."""
@@ -122,6 +147,14 @@ class NetworkFunction(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def retire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the CA/RA had closed the end entity."""
+
+    @property
+    def retirement_error(self) -> global___EnrolmentError:
+        """Why the retirement waits."""
+
     def __init__(
         self,
         *,
@@ -141,9 +174,12 @@ class NetworkFunction(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         pinned_transport_key_sha256: builtins.bytes = ...,
+        state: global___NetworkFunction.State.ValueType = ...,
+        retire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        retirement_error: global___EnrolmentError | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "update_time", b"update_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_endpoint", b"agent_endpoint", "attestation", b"attestation", "certificate_profile", b"certificate_profile", "create_time", b"create_time", "day0_root", b"day0_root", "etag", b"etag", "fqdns", b"fqdns", "iak_delivery_mode", b"iak_delivery_mode", "name", b"name", "nf_instance_id", b"nf_instance_id", "nf_type", b"nf_type", "pin_transport_key_on_first_contact", b"pin_transport_key_on_first_contact", "pinned_transport_key_sha256", b"pinned_transport_key_sha256", "tenant", b"tenant", "transport_key_sha256", b"transport_key_sha256", "update_time", b"update_time"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "retire_time", b"retire_time", "retirement_error", b"retirement_error", "update_time", b"update_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["agent_endpoint", b"agent_endpoint", "attestation", b"attestation", "certificate_profile", b"certificate_profile", "create_time", b"create_time", "day0_root", b"day0_root", "etag", b"etag", "fqdns", b"fqdns", "iak_delivery_mode", b"iak_delivery_mode", "name", b"name", "nf_instance_id", b"nf_instance_id", "nf_type", b"nf_type", "pin_transport_key_on_first_contact", b"pin_transport_key_on_first_contact", "pinned_transport_key_sha256", b"pinned_transport_key_sha256", "retire_time", b"retire_time", "retirement_error", b"retirement_error", "state", b"state", "tenant", b"tenant", "transport_key_sha256", b"transport_key_sha256", "update_time", b"update_time"]) -> None: ...
 
 global___NetworkFunction = NetworkFunction
 
@@ -421,6 +457,21 @@ class DeleteNetworkFunctionRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["etag", b"etag", "name", b"name"]) -> None: ...
 
 global___DeleteNetworkFunctionRequest = DeleteNetworkFunctionRequest
+
+@typing.final
+class RetireNetworkFunctionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___RetireNetworkFunctionRequest = RetireNetworkFunctionRequest
 
 @typing.final
 class StartEnrolmentRequest(google.protobuf.message.Message):

@@ -42,6 +42,11 @@ class ProvisioningServiceStub(object):
                 request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.DeleteNetworkFunctionRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 )
+        self.RetireNetworkFunction = channel.unary_unary(
+                '/nftrust.api.cmproxy.v1.ProvisioningService/RetireNetworkFunction',
+                request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RetireNetworkFunctionRequest.SerializeToString,
+                response_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.NetworkFunction.FromString,
+                )
         self.StartEnrolment = channel.unary_unary(
                 '/nftrust.api.cmproxy.v1.ProvisioningService/StartEnrolment',
                 request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.StartEnrolmentRequest.SerializeToString,
@@ -103,7 +108,17 @@ class ProvisioningServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteNetworkFunction(self, request, context):
-        """Caller: OAM. Refused while an enrolment of the network function is active.
+        """Forgets it here; what the CA/RA has issued stays valid: see RetireNetworkFunction. Caller: OAM. Refused while an
+        enrolment of the network function is active, or a retirement under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireNetworkFunction(self, request, context):
+        """Takes a network function out of service for good. Its active enrolment is cancelled at once; then the CM proxy has
+        the CA/RA revoke its certificates and close the end entity, and tries until that is done. Again it changes
+        nothing. Caller: OAM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +188,11 @@ def add_ProvisioningServiceServicer_to_server(servicer, server):
                     servicer.DeleteNetworkFunction,
                     request_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.DeleteNetworkFunctionRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'RetireNetworkFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireNetworkFunction,
+                    request_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RetireNetworkFunctionRequest.FromString,
+                    response_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.NetworkFunction.SerializeToString,
             ),
             'StartEnrolment': grpc.unary_unary_rpc_method_handler(
                     servicer.StartEnrolment,
@@ -293,6 +313,23 @@ class ProvisioningService(object):
         return grpc.experimental.unary_unary(request, target, '/nftrust.api.cmproxy.v1.ProvisioningService/DeleteNetworkFunction',
             nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.DeleteNetworkFunctionRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RetireNetworkFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/nftrust.api.cmproxy.v1.ProvisioningService/RetireNetworkFunction',
+            nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RetireNetworkFunctionRequest.SerializeToString,
+            nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.NetworkFunction.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

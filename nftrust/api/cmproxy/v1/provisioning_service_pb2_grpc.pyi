@@ -52,7 +52,18 @@ class ProvisioningServiceStub:
         nftrust.api.cmproxy.v1.provisioning_service_pb2.DeleteNetworkFunctionRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Caller: OAM. Refused while an enrolment of the network function is active."""
+    """Forgets it here; what the CA/RA has issued stays valid: see RetireNetworkFunction. Caller: OAM. Refused while an
+    enrolment of the network function is active, or a retirement under way.
+    """
+
+    RetireNetworkFunction: grpc.UnaryUnaryMultiCallable[
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.RetireNetworkFunctionRequest,
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.NetworkFunction,
+    ]
+    """Takes a network function out of service for good. Its active enrolment is cancelled at once; then the CM proxy has
+    the CA/RA revoke its certificates and close the end entity, and tries until that is done. Again it changes
+    nothing. Caller: OAM.
+    """
 
     StartEnrolment: grpc.UnaryUnaryMultiCallable[
         nftrust.api.cmproxy.v1.provisioning_service_pb2.StartEnrolmentRequest,
@@ -121,7 +132,18 @@ class ProvisioningServiceAsyncStub:
         nftrust.api.cmproxy.v1.provisioning_service_pb2.DeleteNetworkFunctionRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Caller: OAM. Refused while an enrolment of the network function is active."""
+    """Forgets it here; what the CA/RA has issued stays valid: see RetireNetworkFunction. Caller: OAM. Refused while an
+    enrolment of the network function is active, or a retirement under way.
+    """
+
+    RetireNetworkFunction: grpc.aio.UnaryUnaryMultiCallable[
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.RetireNetworkFunctionRequest,
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.NetworkFunction,
+    ]
+    """Takes a network function out of service for good. Its active enrolment is cancelled at once; then the CM proxy has
+    the CA/RA revoke its certificates and close the end entity, and tries until that is done. Again it changes
+    nothing. Caller: OAM.
+    """
 
     StartEnrolment: grpc.aio.UnaryUnaryMultiCallable[
         nftrust.api.cmproxy.v1.provisioning_service_pb2.StartEnrolmentRequest,
@@ -200,7 +222,20 @@ class ProvisioningServiceServicer(metaclass=abc.ABCMeta):
         request: nftrust.api.cmproxy.v1.provisioning_service_pb2.DeleteNetworkFunctionRequest,
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
-        """Caller: OAM. Refused while an enrolment of the network function is active."""
+        """Forgets it here; what the CA/RA has issued stays valid: see RetireNetworkFunction. Caller: OAM. Refused while an
+        enrolment of the network function is active, or a retirement under way.
+        """
+
+    @abc.abstractmethod
+    def RetireNetworkFunction(
+        self,
+        request: nftrust.api.cmproxy.v1.provisioning_service_pb2.RetireNetworkFunctionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nftrust.api.cmproxy.v1.provisioning_service_pb2.NetworkFunction, collections.abc.Awaitable[nftrust.api.cmproxy.v1.provisioning_service_pb2.NetworkFunction]]:
+        """Takes a network function out of service for good. Its active enrolment is cancelled at once; then the CM proxy has
+        the CA/RA revoke its certificates and close the end entity, and tries until that is done. Again it changes
+        nothing. Caller: OAM.
+        """
 
     @abc.abstractmethod
     def StartEnrolment(
