@@ -201,7 +201,10 @@ class NfAgent:
         require_alive(accepted, now)
         registration = accepted.info.registration
         held = state.current is not None and state.phase != "armed"
-        replayed = state.current is not None and state.current.registration == registration
+        # Another key for an IAK that has gone out once is what a thief would come with (security rule 13).
+        replayed = any(
+            known is not None and known.registration == registration for known in (state.current, _sent(state))
+        )
         if replayed or (held and not accepted.info.re_enrolment):
             raise NftrustError(Reason.AGENT_NOT_ARMED)
         label = None
@@ -367,6 +370,11 @@ class NfAgent:
         *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in current.chain)
         uri = f"pkcs11:token={quote(self.config.token.label)};object={quote(current.key_label)};type=private"
         return Credential(tuple(chain), root, key, uri)
+
+
+def _sent(state: AgentState) -> Attempt | None:
+    """The attempt, if its request has gone out or may have."""
+    return state.attempt if state.attempt is not None and state.attempt.proof is not None else None
 
 
 def _content(path: Path) -> bytes | None:
