@@ -1,8 +1,8 @@
 """The NF agent as a component: the embedding API and the composition root.
 
 async with NfAgent.open(AgentConfig.from_file(path)) as agent:
-    credential = await agent.credential()
-    agent.on_change(lambda credential: reload_tls(credential))
+    agent.on_change(reload_tls)  # with the present credential, and with each new one
+    credential = await agent.credential()  # waits for the first one
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
-from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,7 +22,9 @@ from msgspec.structs import replace
 from nf_agent.acceptance import AcceptedInfo, Expectations, accept_enrolment_info, require_alive, utc_now
 from nf_agent.ca_ra import GrpcEnrolmentPort
 from nf_agent.config import AgentConfig
+from nf_agent.credential import Credential, credential_of
 from nf_agent.foreign import ForeignDelivery, ForeignExpectations, accept_foreign_info, is_foreign
+from nf_agent.hooks import Callback, Callbacks, CommandHook, CredentialFiles, Hook, Hooks
 from nf_agent.metrics import exposition
 from nf_agent.procedure import Procedure, Superseded, new_attempt
 from nf_agent.service import AgentServicer, serve
@@ -35,32 +34,10 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file, write_atomically
 from nftrust.logs import correlation_id
 from nftrust.pkcs11.client import TokenClient
-from nftrust.pkcs11.keys import TokenEcPrivateKey, token_private_key
 from nftrust.pkcs11.operations import ImportSecret, ListKeys, ProveCustody, PublicKey
-from nftrust.x509.path import pem_chain
+from nftrust.pkcs11.uri import key_uri
 
 log = logging.getLogger("nf_agent")
-
-CERTIFICATE_FILE = "certificate.pem"
-TRUST_ANCHOR_FILE = "trust-anchor.pem"
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """The NF's operator certificate and the key in the token that belongs to it."""
-
-    #: Certificate first, then the issuing CA.
-    chain: tuple[x509.Certificate, ...]
-    #: The operator's root.
-    trust_anchor: x509.Certificate
-    #: A pyca private key that signs in the token.
-    private_key: TokenEcPrivateKey
-    #: RFC 7512 URI of the key.
-    pkcs11_uri: str
-
-    @property
-    def certificate(self) -> x509.Certificate:
-        return self.chain[0]
 
 
 class NfAgent:
@@ -81,7 +58,8 @@ class NfAgent:
         self._foreign = foreign
         self._changed = asyncio.Event()
         self._delivering = asyncio.Lock()
-        self._callbacks: list[Callable[[Credential], None]] = []
+        self._callbacks = Callbacks(config.hooks.timeout_seconds)
+        self._hooks = self._make_hooks()
         self._delivery_callbacks: list[Callable[[ForeignDelivery], None]] = []
         self._failures = 0
         #: What the last delivery was checked into, until the first try with it.
@@ -126,12 +104,13 @@ class NfAgent:
         server = serve(self.config, servicer)
         await server.start()
         self._write_metrics()
-        worker = asyncio.create_task(self._work())
+        workers = [asyncio.create_task(run) for run in (self._work(), self._hooks.run())]
         try:
             yield
         finally:
-            worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
             await server.stop()
 
     # What an embedding NF uses
@@ -143,14 +122,17 @@ class NfAgent:
 
     async def credential(self) -> Credential:
         """Wait until there is a confirmed certificate, then return it."""
-        while self._states.state.current is None:
+        while (credential := self._present()) is None:
             await self.change.wait()
-        current = self._states.state.current
-        return self._credential(current, await self._load_key(current))
+        return credential
 
-    def on_change(self, callback: Callable[[Credential], None]) -> None:
-        """Call back with each new credential, from the event loop."""
-        self._callbacks.append(callback)
+    def on_change(self, callback: Callback) -> None:
+        """Call back, from the event loop, with the present credential if there is one, and with each new one.
+
+        A callback that raises is called again, with back-off.
+        """
+        self._callbacks.add(callback)
+        self._hooks.certificate_changed()
 
     def on_delivery(self, callback: Callable[[ForeignDelivery], None]) -> None:
         """Call back with what is delivered for a foreign CA/RA; at once if it was delivered before.
@@ -169,8 +151,7 @@ class NfAgent:
         if state.phase != "delivered" or state.attempt is None:
             raise NftrustError(Reason.AGENT_NOT_ARMED)
         info, chain = accept_foreign_info(state.attempt.enrolment_info, self._foreign, utc_now())
-        uri = f"pkcs11:token={quote(self.config.token.label)};object={TRANSPORT_KEY};type=private"
-        return ForeignDelivery(info, chain, uri, self._token)
+        return ForeignDelivery(info, chain, key_uri(self.config.token, TRANSPORT_KEY), self._token)
 
     @property
     def change(self) -> asyncio.Event:
@@ -254,11 +235,6 @@ class NfAgent:
 
     async def _work(self) -> None:
         """Run attempts until cancelled; a delivery in the middle replaces the attempt."""
-        if self._states.state.current is not None:
-            with contextlib.suppress(NftrustError):
-                current = self._states.state.current
-                # A kill may have come between the confirmation and the files.
-                self._write_files(current, await self._load_key(current))
         while True:
             change = self.change
             attempt = self._states.state.attempt
@@ -300,7 +276,7 @@ class NfAgent:
         """Why it has to be tried again; None at the attempt's end, whichever that is."""
         try:
             await procedure.run(self._accept_again(attempt))
-            await self._publish(await procedure.key())
+            self._publish()
         except Superseded:
             return None
         except NftrustError as refusal:
@@ -338,50 +314,35 @@ class NfAgent:
         log.error("enrolment refused", extra={"reason": error.reason.name})
         return None
 
-    async def _publish(self, key: TokenEcPrivateKey) -> None:
-        """Certificate and anchor as files for the NF, then the callbacks."""
-        current = self._states.state.current
-        assert current is not None
-        credential = self._write_files(current, key)
+    # The hooks
+
+    def _publish(self) -> None:
+        """Another certificate is in use, and the state says so."""
+        credential = self._present()
+        assert credential is not None
         log.info("certificate confirmed", extra={"serial": f"{credential.certificate.serial_number:x}"})
-        for callback in self._callbacks:
-            try:
-                callback(credential)
-            except Exception:
-                log.exception("a callback of the embedding NF failed")
+        self._hooks.certificate_changed()
 
-    def _write_files(self, current: Attempt, key: TokenEcPrivateKey) -> Credential:
-        credential = self._credential(current, key)
-        for name, content in (
-            (CERTIFICATE_FILE, pem_chain(credential.chain)),
-            (TRUST_ANCHOR_FILE, pem_chain([credential.trust_anchor])),
-        ):
-            path = self.config.state_dir / name
-            if _content(path) != content:
-                write_atomically(path, content, 0o644)
-        return credential
+    def _make_hooks(self) -> Hooks:
+        config = self.config.hooks
+        files = CredentialFiles(config.directory or self.config.state_dir)
+        others: list[Hook] = [self._callbacks]
+        if config.command:
+            environment = self.config.token.environment | config.environment
+            state_dir, limit = self.config.state_dir, config.timeout_seconds
+            others.append(CommandHook(config.command, environment, files, state_dir, limit))
+        cap = self.config.retry_cap_seconds
+        return Hooks(self._present, files, others, retry_cap_seconds=cap, on_progress=self._write_metrics)
 
-    async def _load_key(self, current: Attempt) -> TokenEcPrivateKey:
-        key = await asyncio.to_thread(token_private_key, self._token, current.key_label)
-        assert isinstance(key, TokenEcPrivateKey)
-        return key
-
-    def _credential(self, current: Attempt, key: TokenEcPrivateKey) -> Credential:
-        *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in current.chain)
-        uri = f"pkcs11:token={quote(self.config.token.label)};object={quote(current.key_label)};type=private"
-        return Credential(tuple(chain), root, key, uri)
+    def _present(self) -> Credential | None:
+        """The credential in use."""
+        current = self._states.state.current
+        return None if current is None else credential_of(current, self._token, self.config.token)
 
 
 def _sent(state: AgentState) -> Attempt | None:
     """The attempt, if its request has gone out or may have."""
     return state.attempt if state.attempt is not None and state.attempt.proof is not None else None
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
 
 
 def _foreign_expectations(config: AgentConfig, expected: Expectations) -> ForeignExpectations:

@@ -19,6 +19,30 @@ class ForeignTrustConfig(Section, frozen=True, kw_only=True):
     trust_anchor: Path
 
 
+#: One argument, or one value of the environment.
+Argument = Annotated[str, msgspec.Meta(max_length=4096, pattern=r"^[^\x00]*$")]
+VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+
+
+class HooksConfig(Section, frozen=True, kw_only=True):
+    """How the NF is told of its certificate (docs/hooks.md)."""
+
+    #: Where the NF finds its credential as files; None: the agent's state_dir.
+    directory: Path | None = None
+    #: Run after each new certificate; empty: nothing is.
+    command: Annotated[tuple[Argument, ...], msgspec.Meta(max_length=64)] = ()
+    #: For the command, beside what the agent sets.
+    environment: Annotated[dict[VariableName, Argument], msgspec.Meta(max_length=64)] = {}
+    #: For the command, and for a callback that is a coroutine function.
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
+
+    def __post_init__(self) -> None:
+        if self.command and not self.command[0].startswith("/"):
+            raise ValueError("command does not start with an absolute path")
+        if any(name.startswith("NFTRUST_") for name in self.environment):
+            raise ValueError("environment: names that start with NFTRUST_ are the agent's own")
+
+
 class AgentConfig(Section, frozen=True, kw_only=True):
     """One NF instance.
 
@@ -41,6 +65,7 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     foreign_ca_ra: ForeignTrustConfig | None = None
     #: URIs of the CM proxies that may deliver; empty: any of the services CA.
     cm_proxies: tuple[str, ...] = ()
+    hooks: HooksConfig = HooksConfig()
     request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     retry_cap_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     #: Metrics for the node exporter's textfile collector, written anew at each change; none: not written.

@@ -456,6 +456,11 @@ class Reason(enum.Enum):
         "Initialise each instance in its own directory.",
     )
     STATE_CORRUPT = (Code.FAILED_PRECONDITION, "The stored state cannot be read.", "Restore it, or initialise anew.")
+    HOOK_FAILED = (
+        Code.UNAVAILABLE,
+        "The NF could not be told of its certificate; it is tried again.",
+        "See the NF agent's log and `command.log` in its state_dir; docs/hooks.md.",
+    )
     SCHEMA_OUTDATED = (
         Code.FAILED_PRECONDITION,
         "The database schema is not the one this version needs.",

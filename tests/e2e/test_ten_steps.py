@@ -94,7 +94,7 @@ def test_the_agents_publish_the_certificate_and_hold_its_key_in_the_token(
         chain = x509.load_pem_x509_certificates((state / "certificate.pem").read_bytes())
         assert chain[0] == certificate_of(running_lab, enrolled[nf.nf_instance_id])
         anchor = Path(running_lab.description["pki"]["trust_anchor"]).read_bytes()
-        assert (state / "trust-anchor.pem").read_bytes() == anchor
+        assert (state / "trust-bundle.pem").read_bytes() == anchor
         raw = next(d["token"] for d in running_lab.description["nfs"] if d["nf_instance_id"] == nf.nf_instance_id)
         config = TokenConfig(
             module=Path(raw["module"]),
