@@ -10,21 +10,23 @@ import logging
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
-from sqlalchemy import Table, bindparam, func, select, update
+from sqlalchemy import Table, bindparam, func, insert, literal, select, update
 
 from ca_ra.model import Issuance, IssuedCertificate, Registration, RegistrationState
 from ca_ra.rows import (
     ACTOR,
     admit_key,
     certificate_of,
+    certificate_row,
     closed,
     find_certificate,
     find_registration,
     is_revoked,
     registration_of,
     revoke,
+    why_closed,
 )
-from ca_ra.tables import certificate, end_entity, registration, revocation
+from ca_ra.tables import certificate, end_entity, end_entity_key, registration, revocation
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Store, Transaction
 from nftrust.storage.idempotency import recall, remember
@@ -35,12 +37,39 @@ from nftrust.x509.crl import RevocationReason
 log = logging.getLogger("ca_ra.issuance")
 
 # Built once: SQLAlchemy keeps a statement's cache key with the statement, and making it costs more than SQLite's work.
-_BY_REFERENCE = select(registration).where(registration.c.reference == bindparam("reference"))
+_BY_REFERENCE = (
+    select(registration, idempotency.c.response)
+    .outerjoin(
+        idempotency,
+        (idempotency.c.scope == literal("enrol:").concat(registration.c.id))
+        & (idempotency.c.request_sha256 == bindparam("request_sha256")),
+    )
+    .where(registration.c.reference == bindparam("reference"))
+)
 _RESPONSE = select(idempotency.c.response).where(
     idempotency.c.scope == bindparam("scope"), idempotency.c.request_sha256 == bindparam("request_sha256")
 )
-_SPENT = select(certificate.c.serial).where(certificate.c.registration_id == bindparam("registration_id"))
-_NEXT_SEQUENCE = select(func.coalesce(func.max(certificate.c.sequence), 0) + 1)
+#: All that decides whether a registration may lead to a certificate with this key.
+_CLAIM = (
+    select(
+        registration,
+        certificate.c.serial.label("spent_on"),
+        end_entity.c.suspend_time,
+        end_entity.c.retire_time,
+        end_entity_key.c.nf_instance_id.label("key_owner"),
+    )
+    .join(end_entity, end_entity.c.nf_instance_id == registration.c.nf_instance_id)
+    .outerjoin(certificate, certificate.c.registration_id == registration.c.id)
+    .outerjoin(end_entity_key, end_entity_key.c.spki_sha256 == bindparam("spki_sha256"))
+    .where(registration.c.id == bindparam("registration_id"))
+)
+_NEXT_SEQUENCE = select(func.coalesce(func.max(certificate.c.sequence), 0) + 1).scalar_subquery()
+_NEW_CERTIFICATE = insert(certificate).values(sequence=_NEXT_SEQUENCE)
+_SPEND = (
+    update(registration)
+    .where(registration.c.id == bindparam("registration_id"))
+    .values(certificate_serial=bindparam("serial"), issue_time=bindparam("now"))
+)
 
 
 def _response_to(executor: Executor, scope: str, request_sha256: bytes) -> bytes | None:
@@ -56,15 +85,16 @@ class SqlIssuanceStore:
 
     async def find_redemption(self, reference: str, request_sha256: bytes) -> tuple[Registration, bytes | None] | None:
         def work(executor: Executor) -> tuple[Registration, bytes | None] | None:
-            row = executor.execute(_BY_REFERENCE, {"reference": reference}).one_or_none()
+            wanted = {"reference": reference, "request_sha256": request_sha256}
+            row = executor.execute(_BY_REFERENCE, wanted).one_or_none()
             if row is None:
                 return None
-            return registration_of(row), _response_to(executor, f"enrol:{row.id}", request_sha256)
+            return registration_of(row), None if row.response is None else bytes(row.response)
 
-        return await self._store.read(work)
+        return await self._store.look_up(work)
 
     async def recall_response(self, scope: str, request_sha256: bytes) -> bytes | None:
-        return await self._store.read(lambda executor: _response_to(executor, scope, request_sha256))
+        return await self._store.look_up(lambda executor: _response_to(executor, scope, request_sha256))
 
     async def record_issuance(self, issuance: Issuance) -> bytes:
         outcome = await self._store.write(lambda tx: self._issue(tx, issuance))
@@ -74,10 +104,10 @@ class SqlIssuanceStore:
 
     def _issue(self, tx: Transaction, issuance: Issuance) -> bytes | NftrustError:
         new = issuance.certificate
-        known = find_registration(tx, new.registration_id)
-        assert known is not None
+        row = tx.execute(_CLAIM, {"registration_id": new.registration_id, "spki_sha256": new.spki_sha256}).one()
+        known = registration_of(row)
         # The certificate's row says whether the IAK is spent, not the column (security rule 7).
-        if tx.execute(_SPENT, {"registration_id": known.id}).scalar_one_or_none() is not None:
+        if row.spent_on is not None:
             stored = _response_to(tx, f"enrol:{known.id}", issuance.request_sha256)
             return stored if stored is not None else self._spent(tx, known, issuance.request_id, new.spki_sha256)
         refusal = {
@@ -86,11 +116,12 @@ class SqlIssuanceStore:
         }.get(known.state(tx.now))
         if refusal is not None:
             return NftrustError(refusal)
-        refusal = closed(tx, new.nf_instance_id)
+        refusal = why_closed(row)
         if refusal is not None:
             return NftrustError(refusal)
-        admit_key(tx, new.spki_sha256, new.nf_instance_id)
-        self._insert_certificate(tx, new)
+        admit_key(tx, new.spki_sha256, new.nf_instance_id, row.key_owner)
+        tx.execute(_NEW_CERTIFICATE, certificate_row(new))
+        tx.execute(_SPEND, {"registration_id": known.id, "serial": new.serial, "now": tx.now})
         remember(tx, f"enrol:{known.id}", issuance.request_id, issuance.request_sha256, issuance.response)
         tx.audit(
             actor=f"urn:uuid:{new.nf_instance_id}",
@@ -104,30 +135,6 @@ class SqlIssuanceStore:
             },
         )
         return issuance.response
-
-    @staticmethod
-    def _insert_certificate(tx: Transaction, new: IssuedCertificate) -> None:
-        sequence = tx.execute(_NEXT_SEQUENCE).scalar_one()
-        tx.execute(
-            certificate.insert().values(
-                serial=new.serial,
-                sequence=sequence,
-                registration_id=new.registration_id,
-                nf_instance_id=new.nf_instance_id,
-                tenant=new.tenant,
-                der=new.der,
-                sha256=new.sha256,
-                spki_sha256=new.spki_sha256,
-                not_before=new.not_before,
-                not_after=new.not_after,
-                create_time=new.create_time,
-            )
-        )
-        tx.execute(
-            update(registration)
-            .where(registration.c.id == new.registration_id)
-            .values(certificate_serial=new.serial, issue_time=tx.now)
-        )
 
     async def refuse_spent(self, registration_id: str, request_id: str, spki_sha256: bytes) -> NoReturn:
         def work(tx: Transaction) -> NftrustError:

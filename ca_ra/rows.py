@@ -22,6 +22,7 @@ _REGISTRATION = select(registration).where(registration.c.id == bindparam("id"))
 _STANDING = select(end_entity.c.suspend_time, end_entity.c.retire_time).where(
     end_entity.c.nf_instance_id == bindparam("nf_instance_id")
 )
+_NEW_KEY = insert(end_entity_key)
 _KEY_OWNER = select(end_entity_key.c.nf_instance_id).where(end_entity_key.c.spki_sha256 == bindparam("spki_sha256"))
 
 
@@ -62,6 +63,22 @@ def certificate_of(row: Row[Any]) -> IssuedCertificate:
         create_time=row.create_time,
         confirm_time=row.confirm_time,
     )
+
+
+def certificate_row(new: IssuedCertificate) -> dict[str, Any]:
+    """A new certificate as a row, but for its sequence."""
+    return {
+        "serial": new.serial,
+        "registration_id": new.registration_id,
+        "nf_instance_id": new.nf_instance_id,
+        "tenant": new.tenant,
+        "der": new.der,
+        "sha256": new.sha256,
+        "spki_sha256": new.spki_sha256,
+        "not_before": new.not_before,
+        "not_after": new.not_after,
+        "create_time": new.create_time,
+    }
 
 
 def find_certificate(executor: Executor, serial: str) -> IssuedCertificate | None:
@@ -115,19 +132,28 @@ def void(tx: Transaction, old: Registration, actor: str) -> None:
 def closed(executor: Executor, nf_instance_id: str) -> Reason | None:
     """Why nothing may be issued to the NF: retired by OAM, or suspended by a theft signal. None: it may."""
     row = executor.execute(_STANDING, {"nf_instance_id": nf_instance_id}).one_or_none()
-    if row is None:
-        return None
+    return None if row is None else why_closed(row)
+
+
+def why_closed(row: Row[Any]) -> Reason | None:
+    """The same, of a row that has the end entity's times."""
     if row.retire_time is not None:
         return Reason.NF_RETIRED
     return None if row.suspend_time is None else Reason.END_ENTITY_SUSPENDED
 
 
-def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str) -> None:
-    """A public key belongs to one NF only (security rule 3). Raises NftrustError(KEY_TAKEN)."""
-    tx.execute(
-        tx.insert(end_entity_key)
-        .values(spki_sha256=spki_sha256, nf_instance_id=nf_instance_id)
-        .on_conflict_do_nothing(index_elements=[end_entity_key.c.spki_sha256])
-    )
-    if tx.execute(_KEY_OWNER, {"spki_sha256": spki_sha256}).scalar_one() != nf_instance_id:
+def key_owner(executor: Executor, spki_sha256: bytes) -> str | None:
+    """The NF that this public key belongs to."""
+    owner: str | None = executor.execute(_KEY_OWNER, {"spki_sha256": spki_sha256}).scalar_one_or_none()
+    return owner
+
+
+def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str, owner: str | None) -> None:
+    """A public key belongs to one NF only (security rule 3); ``owner`` is whose it was before, in this transaction.
+
+    Raises NftrustError(KEY_TAKEN).
+    """
+    if owner is None:
+        tx.execute(_NEW_KEY, {"spki_sha256": spki_sha256, "nf_instance_id": nf_instance_id})
+    elif owner != nf_instance_id:
         raise NftrustError(Reason.KEY_TAKEN)

@@ -1,7 +1,8 @@
 """What everybody but this package sees of a token: a client to which operations are submitted.
 
 One thread collects what is queued into a batch while the last batch is in
-flight, so that the round trip to a worker is shared. A token that is lost is
+flight, so that the round trip to a worker is shared, and so is the wake-up of
+the event loop that waits for it. A token that is lost is
 opened again with back-off; what was in flight fails with TOKEN_UNAVAILABLE,
 what was queued waits for one fresh start.
 """
@@ -17,12 +18,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from nftrust.config import TokenConfig
 from nftrust.errors import NftrustError, Reason
 from nftrust.pkcs11.backend import Backend, LocalBackend, Reply, all_unavailable
 from nftrust.pkcs11.operations import GenerateKeyPair, Operation, Outcome
+from nftrust.pkcs11.requests import Request, answers, tell
 from nftrust.pkcs11.worker_backend import HANGS, OPERATION_LIMIT_SECONDS, REPLY_LIMIT_SECONDS, WorkerBackend
 
 R = TypeVar("R")
@@ -60,7 +62,7 @@ class TokenClient:
         self._backend = backend
         self._observe = observe
         self._changed = threading.Condition()
-        self._queue: deque[tuple[Operation[Any], Future[Any]]] = deque()
+        self._queue: deque[Request] = deque()
         self._state: State = "starting"
         self._start_error: NftrustError | None = None
         #: Starts and batches that failed since the last batch that did not.
@@ -108,26 +110,33 @@ class TokenClient:
             if self._closed():
                 raise NftrustError(Reason.SHUTTING_DOWN)
 
-    def submit(self, operation: Operation[R]) -> Future[R]:
-        """Queue an operation. The future holds the result or an NftrustError."""
-        return cast("Future[R]", self._submit_all([operation])[0])
+    def submit(self, operations: Sequence[Operation[Any]]) -> Future[list[Any]]:
+        """Queue operations as one. The future holds their results, or the first NftrustError."""
+        future: Future[list[Any]] = Future()
+        self._enqueue(Request(operations, future))
+        return future
 
     async def run(self, operation: Operation[R]) -> R:
         """Do an operation from an event loop. Raises NftrustError."""
-        return await asyncio.wrap_future(self.submit(operation))
+        result: R = (await self.run_all([operation]))[0]
+        return result
 
     async def run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
-        """Do these in one batch where possible: all results in order, or the first NftrustError."""
-        return await asyncio.gather(*map(asyncio.wrap_future, self._submit_all(operations)))
+        """Do these in one batch: all results in order, or the first NftrustError."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        self._enqueue(Request(operations, future, loop))
+        return await future
 
     def call(self, operation: Operation[R], *, timeout: float = CALL_SECONDS) -> R:
         """Do an operation and wait, from any thread but the client's own. Raises NftrustError."""
-        future = self.submit(operation)
+        future = self.submit([operation])
         try:
-            return future.result(timeout)
+            result: R = future.result(timeout)[0]
         except FutureTimeout:
             future.cancel()
             raise NftrustError(Reason.DEADLINE) from None
+        return result
 
     def close(self) -> None:
         """Finish the batch in flight, refuse the rest, let go of the token. May be repeated.
@@ -142,27 +151,24 @@ class TokenClient:
             self._backend.abandon()
             self._thread.join(CLOSE_SECONDS)
 
-    def _submit_all(self, operations: Sequence[Operation[Any]]) -> list[Future[Any]]:
-        futures: list[Future[Any]] = [Future() for _ in operations]
+    def _enqueue(self, request: Request) -> None:
         with self._changed:
-            refusal = self._refusal(len(operations))
+            refusal = self._refusal()
             if refusal is None:
-                self._queue.extend(zip(operations, futures, strict=True))
+                self._queue.append(request)
                 self._changed.notify_all()
-                return futures
-        for future in futures:
-            future.set_exception(NftrustError(refusal, retry_after=RETRY_AFTER_SECONDS))
-        return futures
+                return
+        request.future.set_exception(NftrustError(refusal, retry_after=RETRY_AFTER_SECONDS))
 
     def _sluggish(self) -> bool:
         since = self._busy_since
         return since is not None and time.monotonic() - since > SLUGGISH_SECONDS
 
-    def _refusal(self, count: int) -> Reason | None:
+    def _refusal(self) -> Reason | None:
         if self._state == "closed":
             return Reason.SHUTTING_DOWN
         # Behind a token that seems to hang nobody queues: a prompt refusal can be tried elsewhere, or again.
-        if self._state == "down" or self._sluggish() or len(self._queue) + count > MAX_QUEUED:
+        if self._state == "down" or self._sluggish() or len(self._queue) >= MAX_QUEUED:
             return Reason.TOKEN_UNAVAILABLE
         return None
 
@@ -199,7 +205,7 @@ class TokenClient:
     def _serve(self) -> None:
         """Do batches until the token is lost or the client closed."""
         while batch := self._next_batch():
-            operations = [operation for operation, _ in batch]
+            operations = [operation for request in batch for operation in request.operations]
             started = time.monotonic()
             if not any(isinstance(operation, GenerateKeyPair) for operation in operations):
                 # As if it had begun later: a batch has its time, and each of its operations some more.
@@ -212,10 +218,10 @@ class TokenClient:
             self._report(operations, reply.outcomes, time.monotonic() - started)
             if not reply.lost:
                 self._failures = 0
-                self._settle(batch, reply.outcomes)
+                tell(answers(batch, reply.outcomes))
                 continue
             self._lose(reply.lost, hopeful=reply.lost != HANGS)
-            self._settle(batch, reply.outcomes)
+            tell(answers(batch, reply.outcomes))
             return
         if not self._closed():
             self._lose("the worker ended while idle")
@@ -246,35 +252,28 @@ class TokenClient:
         self._enter("down", error)
         self._refuse_queued(Reason.TOKEN_UNAVAILABLE)
 
-    def _next_batch(self) -> list[tuple[Operation[Any], Future[Any]]]:
+    def _next_batch(self) -> list[Request]:
         """What is queued, at least one; nothing once the client is closed or the backend has ended."""
-        batch: list[tuple[Operation[Any], Future[Any]]] = []
+        batch: list[Request] = []
+        size = 0
         with self._changed:
             while not batch:
                 self._changed.wait_for(lambda: self._queue or self._closed(), IDLE_CHECK_SECONDS)
                 if self._closed() or not self._backend.running():
                     return []
-                while self._queue and len(batch) < MAX_BATCH:
-                    operation, future = self._queue.popleft()
-                    if future.set_running_or_notify_cancel():
-                        batch.append((operation, future))
+                while self._queue and (not batch or size + len(self._queue[0].operations) <= MAX_BATCH):
+                    request = self._queue.popleft()
+                    if request.wanted():
+                        batch.append(request)
+                        size += len(request.operations)
         return batch
-
-    @staticmethod
-    def _settle(batch: list[tuple[Operation[Any], Future[Any]]], outcomes: list[Outcome]) -> None:
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if outcome.failure is None:
-                future.set_result(outcome.value)
-            else:
-                future.set_exception(outcome.failure.error())
 
     def _refuse_queued(self, reason: Reason) -> None:
         with self._changed:
             refused = list(self._queue)
             self._queue.clear()
-        for _, future in refused:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(NftrustError(reason, retry_after=RETRY_AFTER_SECONDS))
+        error = NftrustError(reason, retry_after=RETRY_AFTER_SECONDS)
+        tell([(request, None, error) for request in refused if request.wanted()])
 
     def _enter(self, state: State, error: NftrustError | None = None) -> None:
         with self._changed:

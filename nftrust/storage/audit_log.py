@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, insert, select, type_coerce, update
+from sqlalchemy import BigInteger, Connection, Row, bindparam, insert, select, type_coerce, update
 
 from nftrust.audit import AuditEvent, ChainedEvent, ChainHead, chain_hash, verify_chain
 from nftrust.storage.tables import AUDIT_HEAD_ID, audit_event, audit_head, from_micros
@@ -23,20 +23,25 @@ _COLUMNS = (
     audit_event.c.detail,
     audit_event.c.hash,
 )
+_HEAD = select(audit_head.c.sequence, audit_head.c.hash).where(audit_head.c.id == AUDIT_HEAD_ID)
+_LOCK_HEAD = _HEAD.with_for_update()
+_APPEND = insert(audit_event)
+_MOVE_HEAD = (
+    update(audit_head)
+    .where(audit_head.c.id == AUDIT_HEAD_ID)
+    .values(sequence=bindparam("sequence"), hash=bindparam("hash"))
+)
 
 
 def head(executor: Executor) -> ChainHead:
     """Where the chain stands."""
-    row = executor.execute(
-        select(audit_head.c.sequence, audit_head.c.hash).where(audit_head.c.id == AUDIT_HEAD_ID)
-    ).one()
+    row = executor.execute(_HEAD).one()
     return ChainHead(sequence=row.sequence, hash=bytes(row.hash))
 
 
 def lock_head(connection: Connection) -> ChainHead:
     """Where the chain stands, held until the transaction ends (on SQLite BEGIN IMMEDIATE has done that)."""
-    statement = select(audit_head.c.sequence, audit_head.c.hash).where(audit_head.c.id == AUDIT_HEAD_ID)
-    row = connection.execute(statement.with_for_update()).one()
+    row = connection.execute(_LOCK_HEAD).one()
     return ChainHead(sequence=row.sequence, hash=bytes(row.hash))
 
 
@@ -58,8 +63,8 @@ def append(connection: Connection, start: ChainHead, events: Sequence[PendingEve
         )
         last = chain_hash(last, event)
         rows.append({name: getattr(event, name) for name in AuditEvent.__struct_fields__} | {"hash": last})
-    connection.execute(insert(audit_event), rows)
-    connection.execute(update(audit_head).where(audit_head.c.id == AUDIT_HEAD_ID).values(sequence=sequence, hash=last))
+    connection.execute(_APPEND, rows)
+    connection.execute(_MOVE_HEAD, {"sequence": sequence, "hash": last})
 
 
 def list_events(executor: Executor, after: int = 0, limit: int = 100) -> list[ChainedEvent]:

@@ -10,11 +10,17 @@ from __future__ import annotations
 import hmac
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage.tables import idempotency
 from nftrust.storage.transaction import Executor, Transaction
+
+# Built once: SQLAlchemy keeps a statement's cache key with the statement, and making it costs more than SQLite's work.
+_RECALL = select(idempotency.c.request_sha256, idempotency.c.response).where(
+    idempotency.c.scope == bindparam("scope"), idempotency.c.key == bindparam("key")
+)
+_REMEMBER = insert(idempotency)
 
 
 def recall(executor: Executor, scope: str, key: str, request_sha256: bytes) -> bytes | None:
@@ -22,11 +28,7 @@ def recall(executor: Executor, scope: str, key: str, request_sha256: bytes) -> b
 
     Raises NftrustError(REQUEST_ID_REUSED) if the key was used for another request.
     """
-    row = executor.execute(
-        select(idempotency.c.request_sha256, idempotency.c.response).where(
-            idempotency.c.scope == scope, idempotency.c.key == key
-        )
-    ).one_or_none()
+    row = executor.execute(_RECALL, {"scope": scope, "key": key}).one_or_none()
     if row is None:
         return None
     if not hmac.compare_digest(bytes(row.request_sha256), request_sha256):
@@ -36,11 +38,8 @@ def recall(executor: Executor, scope: str, key: str, request_sha256: bytes) -> b
 
 def remember(tx: Transaction, scope: str, key: str, request_sha256: bytes, response: bytes) -> None:
     """Keep ``response`` for the same request to come, in the effect's own transaction."""
-    tx.execute(
-        insert(idempotency).values(
-            scope=scope, key=key, request_sha256=request_sha256, response=response, create_time=tx.now
-        )
-    )
+    row = {"scope": scope, "key": key, "request_sha256": request_sha256, "response": response, "create_time": tx.now}
+    tx.execute(_REMEMBER, row)
 
 
 def forget(tx: Transaction, before: datetime, limit: int = 1000) -> int:

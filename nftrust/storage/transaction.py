@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Executable, Insert, Table
+from sqlalchemy import Connection, CursorResult, Executable, Insert, Select, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -49,6 +49,8 @@ class Transaction:
         self._now = now
         #: The database error that undoes the unit.
         self.doomed_by: DBAPIError | None = None
+        #: Whether there may be something to undo.
+        self.touched = False
         self.events: list[PendingEvent] = []
 
     @property
@@ -59,10 +61,12 @@ class Transaction:
     def execute(self, statement: Executable, parameters: Parameters = None, /) -> CursorResult[Any]:
         """Run a statement. Rows must be fetched before the unit of work returns."""
         self.check()
+        self.touched = self.touched or not isinstance(statement, Select)
         try:
             return self._connection.execute(statement, parameters, execution_options=_OPTIONS)
         except DBAPIError as error:
             self.doomed_by = error
+            self.touched = True  # PostgreSQL wants the transaction undone even where nothing was written
             raise
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:

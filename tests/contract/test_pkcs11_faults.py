@@ -43,7 +43,7 @@ def test_a_fault_is_an_outage_and_no_more(make: Callable[[TokenConfig], TokenCli
         client.call(op.GenerateSecret("key", "mac"))
         before = client.call(MAC)
         with shim.failing(fault):
-            pending = [client.submit(MAC) for _ in range(5)]
+            pending = [client.submit([MAC]) for _ in range(5)]
             if fault is HANG:
                 until(lambda: not client.available)
             else:
@@ -78,15 +78,15 @@ def test_nobody_queues_behind_a_token_that_hangs(make: Callable[[TokenConfig], T
     with opened(make, shim.config) as client:
         client.call(op.GenerateSecret("key", "mac"))
         with shim.failing(HANG):
-            stuck = client.submit(MAC)
+            stuck = client.submit([MAC])
             until(lambda: not client.available)
-            refused = client.submit(MAC)
+            refused = client.submit([MAC])
             assert refused.done()
             error = refused.exception()
             assert isinstance(error, NftrustError)
             assert (error.reason, error.retry_after) == (Reason.TOKEN_UNAVAILABLE, 1.0)
             assert not stuck.done()
-        assert len(stuck.result(20)) == 32
+        assert len(stuck.result(20)[0]) == 32
         heals(client, MAC)
 
 
@@ -98,11 +98,11 @@ def test_a_token_that_goes_on_hanging_costs_its_callers_a_refusal_each(shim: Shi
         client.call(op.GenerateSecret("key", "mac"))
         first = client.worker_pid
         with shim.failing(HANG):
-            in_flight = client.submit(MAC)
+            in_flight = client.submit([MAC])
             until(in_flight.running)
-            queued = client.submit(MAC)
+            queued = client.submit([MAC])
             until(lambda: client.worker_pid not in (first, None))
-            for future in (in_flight, queued, client.submit(MAC)):
+            for future in (in_flight, queued, client.submit([MAC])):
                 assert reason(lambda asked=future: asked.result(20)) is Reason.TOKEN_UNAVAILABLE  # type: ignore[misc]
         heals(client, MAC)
     finally:
@@ -114,7 +114,7 @@ def test_a_client_closes_while_its_token_hangs(shim: Shim) -> None:
     client.ready()
     client.call(op.GenerateSecret("key", "mac"))
     with shim.failing(HANG):
-        pending = client.submit(MAC)
+        pending = client.submit([MAC])
         until(pending.running)
         closing = threading.Thread(target=client.close)
         closing.start()

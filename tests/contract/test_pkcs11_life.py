@@ -77,7 +77,7 @@ def heals(client: TokenClient, operation: op.Operation[object]) -> None:
     """Wait until the operation succeeds; meanwhile nothing but TOKEN_UNAVAILABLE is said."""
 
     def works() -> bool:
-        error = client.submit(operation).exception(20)
+        error = client.submit([operation]).exception(20)
         assert error is None or (isinstance(error, NftrustError) and error.reason is Reason.TOKEN_UNAVAILABLE)
         return error is None
 
@@ -197,7 +197,7 @@ def stopped_with(client: TokenClient, operation: op.Operation[object]) -> tuple[
     pid = client.worker_pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    in_flight = client.submit(operation)
+    in_flight = client.submit([operation])
     until(in_flight.running)
     return pid, in_flight
 
@@ -217,18 +217,18 @@ def test_a_killed_worker_costs_what_was_in_flight_and_heals(
     signing_client: TokenClient, number: signal.Signals
 ) -> None:
     pid, in_flight = stopped_with(signing_client, SIGN)
-    queued = [signing_client.submit(SIGN) for _ in range(5)]
+    queued = [signing_client.submit([SIGN]) for _ in range(5)]
     os.kill(pid, number)
     os.kill(pid, signal.SIGCONT)
     assert reason(lambda: in_flight.result(20)) is Reason.TOKEN_UNAVAILABLE
-    assert all(len(future.result(20)) == 64 for future in queued)
+    assert all(len(future.result(20)[0]) == 64 for future in queued)
     assert signing_client.worker_pid != pid
     assert not alive(pid)
 
 
 def test_a_worker_killed_in_the_middle_of_real_work_heals(signing_client: TokenClient) -> None:
     """While a key pair is being made, which takes a second and holds the token's lock."""
-    made = signing_client.submit(op.GenerateKeyPair("rsa", "rsa-3072"))
+    made = signing_client.submit([op.GenerateKeyPair("rsa", "rsa-3072")])
     until(made.running)
     pid = signing_client.worker_pid
     assert pid is not None
@@ -330,8 +330,8 @@ def test_many_processes_start_write_and_find_at_once(any_token: TokenConfig) -> 
         for client in clients:
             client.ready()
         futures = [
-            [client.submit(op.GenerateSecret(f"key-{number}-{turn}", "mac")) for turn in range(4)]
-            + [client.submit(op.Mac(f"key-{number}-{turn}", b"x")) for turn in range(4)]
+            [client.submit([op.GenerateSecret(f"key-{number}-{turn}", "mac")]) for turn in range(4)]
+            + [client.submit([op.Mac(f"key-{number}-{turn}", b"x")]) for turn in range(4)]
             for number, client in enumerate(clients)
         ]
         for future in (future for each in futures for future in each):
@@ -355,7 +355,7 @@ def test_one_label_is_won_by_one_process(any_token: TokenConfig) -> None:
     try:
         for client in clients:
             client.ready()
-        futures = [client.submit(op.GenerateKeyPair("ca", "ec-p256")) for client in clients]
+        futures = [client.submit([op.GenerateKeyPair("ca", "ec-p256")]) for client in clients]
         outcomes = [future.exception(30) for future in futures]
         assert [error.reason for error in outcomes if isinstance(error, NftrustError)] == [Reason.KEY_EXISTS] * 3
         assert outcomes.count(None) == 1

@@ -265,7 +265,7 @@ async def test_run_all_gives_results_in_order_or_the_first_error(client: TokenCl
 
 
 def test_many_threads_share_a_client(signer: TokenClient) -> None:
-    futures = [signer.submit(op.Mac("mac", str(number % 7).encode())) for number in range(500)]
-    results = [future.result(30) for future in futures]
+    futures = [signer.submit([op.Mac("mac", str(number % 7).encode())]) for number in range(500)]
+    results = [future.result(30)[0] for future in futures]
     assert len(set(results)) == 7
     assert results[0] == results[7]

@@ -75,7 +75,7 @@ def client(backend: ScriptedBackend) -> Iterator[TokenClient]:
 
 
 def reason_of(client: TokenClient) -> Reason | None:
-    error = client.submit(PING).exception(10)
+    error = client.submit([PING]).exception(10)
     return error.reason if isinstance(error, NftrustError) else None
 
 
@@ -86,11 +86,11 @@ def wait_for_batch(backend: ScriptedBackend, count: int) -> None:
 
 def test_what_is_queued_during_a_batch_is_the_next_batch(backend: ScriptedBackend, client: TokenClient) -> None:
     backend.gate.clear()
-    first = client.submit(PING)
+    first = client.submit([PING])
     wait_for_batch(backend, 1)
-    rest = [client.submit(PING) for _ in range(client_module.MAX_BATCH + 2)]
+    rest = [client.submit([PING]) for _ in range(client_module.MAX_BATCH + 2)]
     backend.gate.set()
-    assert [future.result(10) for future in (first, *rest)] == [b"pong"] * (client_module.MAX_BATCH + 3)
+    assert [future.result(10) for future in (first, *rest)] == [[b"pong"]] * (client_module.MAX_BATCH + 3)
     assert backend.batches == [1, client_module.MAX_BATCH, 2]
 
 
@@ -136,16 +136,16 @@ def test_an_accident_in_the_backend_is_a_loss(backend: ScriptedBackend, client: 
 def test_close_finishes_the_batch_and_refuses_the_rest(backend: ScriptedBackend) -> None:
     client = TokenClient(backend)
     backend.gate.clear()
-    first = client.submit(PING)
+    first = client.submit([PING])
     wait_for_batch(backend, 1)
-    second = client.submit(PING)
+    second = client.submit([PING])
     closer = threading.Thread(target=client.close)
     closer.start()
-    while not (refused := client.submit(PING)).done():
+    while not (refused := client.submit([PING])).done():
         threading.Event().wait(0.001)
     backend.gate.set()
     closer.join(10)
-    assert first.result(10) == b"pong"
+    assert first.result(10) == [b"pong"]
     for error in (second.exception(10), refused.exception(10)):
         assert isinstance(error, NftrustError)
         assert error.reason is Reason.SHUTTING_DOWN
@@ -158,24 +158,24 @@ def test_close_finishes_the_batch_and_refuses_the_rest(backend: ScriptedBackend)
 def test_a_full_queue_refuses(backend: ScriptedBackend, client: TokenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "MAX_QUEUED", 3)
     backend.gate.clear()
-    client.submit(PING)
+    client.submit([PING])
     wait_for_batch(backend, 1)
-    waiting = [client.submit(PING) for _ in range(3)]
+    waiting = [client.submit([PING]) for _ in range(3)]
     assert reason_of(client) is Reason.TOKEN_UNAVAILABLE
     backend.gate.set()
-    assert [future.result(10) for future in waiting] == [b"pong"] * 3
+    assert [future.result(10) for future in waiting] == [[b"pong"]] * 3
 
 
 def test_a_call_that_is_given_up_is_not_done(backend: ScriptedBackend, client: TokenClient) -> None:
     backend.gate.clear()
-    client.submit(PING)
+    client.submit([PING])
     wait_for_batch(backend, 1)
     with pytest.raises(NftrustError) as caught:
         client.call(PING, timeout=0.01)
     assert caught.value.reason is Reason.DEADLINE
-    last = client.submit(PING)
+    last = client.submit([PING])
     backend.gate.set()
-    assert last.result(10) == b"pong"
+    assert last.result(10) == [b"pong"]
     assert backend.batches == [1, 1]
 
 
@@ -205,12 +205,11 @@ def test_a_large_batch_has_more_time_before_its_token_looks_ill(
     monkeypatch.setattr(client_module, "SLUGGISH_SECONDS", 0.05)
     client.ready()
     backend.gate.clear()
-    futures = client._submit_all([PING] * size)
+    future = client.submit([PING] * size)
     while not backend.batches:
         time.sleep(0.01)
     assert backend.batches == [size]
     time.sleep(0.3)
     assert client.available is well
     backend.gate.set()
-    for future in futures:
-        future.result(10)
+    assert future.result(10) == [b"pong"] * size
