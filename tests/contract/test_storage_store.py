@@ -96,6 +96,58 @@ async def test_a_bad_unit_undoes_only_itself(database: StoreConfig) -> None:
         assert await store.read(audit_log.verify) is None
 
 
+async def test_a_refusal_before_any_write_costs_its_batch_nothing(database: StoreConfig) -> None:
+    """Who only reads and refuses must not make the others run twice: a flood of refusals would double the work."""
+    runs: list[int] = []
+
+    def refuses(tx: Transaction) -> None:
+        numbers(tx)
+        raise NftrustError(Reason.IAK_USED)
+
+    def counts(tx: Transaction) -> int:
+        runs.append(1)
+        return put(1)(tx)
+
+    with opened(database) as store:
+        refused, number = await together(store, refuses, counts)
+        assert (refused.reason, number, len(runs)) == (Reason.IAK_USED, 1, 1)
+        assert await store.read(numbers) == [1]
+
+
+async def test_look_ups_that_wait_share_a_snapshot_and_fail_alone(database: StoreConfig) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        entered.set()
+        release.wait(30)
+
+    def refuses(connection: Connection) -> None:
+        raise NftrustError(Reason.IAK_USED)
+
+    def breaks(connection: Connection) -> None:
+        connection.execute(text("SELECT * FROM nowhere"))
+
+    with opened(database) as store:
+        holding = asyncio.ensure_future(store.look_up(hold))
+        await asyncio.to_thread(entered.wait, 30)
+        await store.write(put(1))
+        works: list[Any] = [numbers, refuses, lambda connection: id(connection), lambda connection: id(connection)]
+        queued = [asyncio.ensure_future(store.look_up(work)) for work in works]
+        await asyncio.sleep(0)
+        release.set()
+        await holding
+        found, refused, first, second = await asyncio.gather(*queued, return_exceptions=True)
+        assert found == [1]
+        assert isinstance(refused, NftrustError)
+        assert first == second
+        broken, good = await asyncio.gather(store.look_up(breaks), store.look_up(numbers), return_exceptions=True)
+        assert isinstance(broken, DBAPIError)
+        assert good == [1]
+    with pytest.raises(NftrustError) as caught:
+        await store.look_up(numbers)
+    assert caught.value.reason is Reason.SHUTTING_DOWN
+
+
 async def test_what_only_the_commit_refuses_hits_only_its_unit(database: StoreConfig) -> None:
     def orphan(tx: Transaction) -> None:
         if tx.execute(text("SELECT 1")).scalar() and is_sqlite:
