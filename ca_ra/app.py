@@ -14,11 +14,12 @@ from ca_ra.authority import OCSP_PATH, Authority
 from ca_ra.config import CaRaConfig
 from ca_ra.crl import CrlPublisher
 from ca_ra.custody import CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK, Custody
-from ca_ra.enrolment import EnrolmentEngine
 from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.ocsp import OcspService
 from ca_ra.registration import Day0Root, Registrar, RegistrationPolicy
 from ca_ra.registration_store import SqlRegistrationStore
+from ca_ra.renewal import RenewalEngine
+from ca_ra.renewal_store import SqlRenewalStore
 from ca_ra.retirement_store import SqlRetirementStore
 from ca_ra.revocation_store import SqlRevocationStore
 from ca_ra.service import CertificateServicer, EnrolmentServicer, RegistrationServicer
@@ -70,6 +71,7 @@ MANAGEMENT_TABLE: AuthorisationTable = {
 }
 ENROLMENT_TABLE: AuthorisationTable = {
     _ENROLMENT + "EnrolCertificate": ANYONE,
+    _ENROLMENT + "RenewCertificate": ANYONE,
     _ENROLMENT + "ConfirmCertificate": ANYONE,
     _ENROLMENT + "GetTrustBundle": ANYONE,
     **infrastructure(ANYONE),
@@ -139,7 +141,8 @@ def _servers(
     registrations, issuance = SqlRegistrationStore(store), SqlIssuanceStore(store)
     registrar = Registrar(policy, authority, custody, registrations, clock)
     failures = RateLimiter(rate=FAILED_PROOFS_PER_SECOND, burst=FAILED_PROOFS_BURST)
-    engine = EnrolmentEngine(authority, policy.profiles, custody, issuance, clock, failures)
+    renewals = SqlRenewalStore(store)
+    engine = RenewalEngine(authority, policy.profiles, custody, issuance, renewals, clock, failures)
     management = RpcServer(
         config.management,
         [

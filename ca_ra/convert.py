@@ -104,6 +104,8 @@ def certificate_message(
         not_after=timestamp(certificate.not_after),
         create_time=timestamp(certificate.create_time),
     )
+    if certificate.predecessor is not None:
+        message.predecessor = f"certificates/{certificate.predecessor}"
     if certificate.confirm_time is not None:
         message.confirm_time.CopyFrom(timestamp(certificate.confirm_time))
     if revocation is not None:

@@ -30,6 +30,7 @@ from nftrust.messages import (
     ConfirmResponse,
     EnrolProof,
     EnrolResponse,
+    RenewProof,
     TrustBundleResponse,
 )
 from nftrust.x509 import issuance
@@ -115,7 +116,7 @@ class EnrolmentEngine:
             raise
         self._failures.refund(key)
 
-    def _check_binding(self, request: EnrolProof | ConfirmProof, registration: Registration) -> None:
+    def _check_binding(self, request: EnrolProof | RenewProof | ConfirmProof, registration: Registration) -> None:
         if request.ca_id != self._authority.ca_id or request.registration != registration.name:
             raise NftrustError(Reason.PROOF_INVALID, "the proof is for another CA or registration")
         if request.nf_instance_id != registration.identity.nf_instance_id:
@@ -150,7 +151,7 @@ class EnrolmentEngine:
         log.info("certificate issued", extra={"registration": registration.name, "serial": certificate.serial})
         return committed.decode()
 
-    def _check_csr(self, request: EnrolProof, registration: Registration) -> NfPublicKey:
+    def _check_csr(self, request: EnrolProof | RenewProof, registration: Registration) -> NfPublicKey:
         if len(request.csr) > MAX_CSR_BYTES * 4 // 3 + 4:
             raise NftrustError(Reason.CSR_TOO_LARGE)
         try:

@@ -6,24 +6,25 @@ so that what a refusal has to leave behind (a suspension) is not rolled back.
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
-from sqlalchemy import Table, bindparam, func, insert, literal, select, update
+from sqlalchemy import Table, bindparam, func, literal, select, update
 
 from ca_ra.model import Issuance, IssuedCertificate, Registration, RegistrationState
+from ca_ra.renewal_rows import complete_renewal
 from ca_ra.rows import (
     ACTOR,
     admit_key,
     certificate_of,
-    certificate_row,
     closed,
     find_certificate,
     find_registration,
+    insert_certificate,
     is_revoked,
     registration_of,
     revoke,
+    suspend,
     why_closed,
 )
 from ca_ra.tables import certificate, end_entity, end_entity_key, registration, revocation
@@ -33,8 +34,6 @@ from nftrust.storage.idempotency import recall, remember
 from nftrust.storage.tables import idempotency
 from nftrust.storage.transaction import Executor
 from nftrust.x509.crl import RevocationReason
-
-log = logging.getLogger("ca_ra.issuance")
 
 # Built once: SQLAlchemy keeps a statement's cache key with the statement, and making it costs more than SQLite's work.
 _BY_REFERENCE = (
@@ -59,12 +58,10 @@ _CLAIM = (
         end_entity_key.c.nf_instance_id.label("key_owner"),
     )
     .join(end_entity, end_entity.c.nf_instance_id == registration.c.nf_instance_id)
-    .outerjoin(certificate, certificate.c.registration_id == registration.c.id)
+    .outerjoin(certificate, (certificate.c.registration_id == registration.c.id) & certificate.c.predecessor.is_(None))
     .outerjoin(end_entity_key, end_entity_key.c.spki_sha256 == bindparam("spki_sha256"))
     .where(registration.c.id == bindparam("registration_id"))
 )
-_NEXT_SEQUENCE = select(func.coalesce(func.max(certificate.c.sequence), 0) + 1).scalar_subquery()
-_NEW_CERTIFICATE = insert(certificate).values(sequence=_NEXT_SEQUENCE)
 _SPEND = (
     update(registration)
     .where(registration.c.id == bindparam("registration_id"))
@@ -72,7 +69,8 @@ _SPEND = (
 )
 
 
-def _response_to(executor: Executor, scope: str, request_sha256: bytes) -> bytes | None:
+def response_to(executor: Executor, scope: str, request_sha256: bytes) -> bytes | None:
+    """The stored response to these very bytes."""
     response = executor.execute(_RESPONSE, {"scope": scope, "request_sha256": request_sha256}).scalar_one_or_none()
     return None if response is None else bytes(response)
 
@@ -94,7 +92,7 @@ class SqlIssuanceStore:
         return await self._store.look_up(work)
 
     async def recall_response(self, scope: str, request_sha256: bytes) -> bytes | None:
-        return await self._store.look_up(lambda executor: _response_to(executor, scope, request_sha256))
+        return await self._store.look_up(lambda executor: response_to(executor, scope, request_sha256))
 
     async def record_issuance(self, issuance: Issuance) -> bytes:
         outcome = await self._store.write(lambda tx: self._issue(tx, issuance))
@@ -108,7 +106,7 @@ class SqlIssuanceStore:
         known = registration_of(row)
         # The certificate's row says whether the IAK is spent, not the column (security rule 7).
         if row.spent_on is not None:
-            stored = _response_to(tx, f"enrol:{known.id}", issuance.request_sha256)
+            stored = response_to(tx, f"enrol:{known.id}", issuance.request_sha256)
             return stored if stored is not None else self._spent(tx, known, issuance.request_id, new.spki_sha256)
         refusal = {
             RegistrationState.REVOKED: Reason.IAK_REVOKED,
@@ -120,7 +118,7 @@ class SqlIssuanceStore:
         if refusal is not None:
             return NftrustError(refusal)
         admit_key(tx, new.spki_sha256, new.nf_instance_id, row.key_owner)
-        tx.execute(_NEW_CERTIFICATE, certificate_row(new))
+        insert_certificate(tx, new)
         tx.execute(_SPEND, {"registration_id": known.id, "serial": new.serial, "now": tx.now})
         remember(tx, f"enrol:{known.id}", issuance.request_id, issuance.request_sha256, issuance.response)
         tx.audit(
@@ -147,22 +145,15 @@ class SqlIssuanceStore:
     @staticmethod
     def _spent(tx: Transaction, known: Registration, request_id: str, spki_sha256: bytes) -> NftrustError:
         """Another key with a valid proof on a spent IAK is a theft signal (security rule 13)."""
-        row = tx.execute(select(certificate).where(certificate.c.registration_id == known.id)).one_or_none()
+        row = tx.execute(
+            select(certificate).where(certificate.c.registration_id == known.id, certificate.c.predecessor.is_(None))
+        ).one_or_none()
         if row is None:
             return NftrustError(Reason.STORED_ROW_TAMPERED, "the registration names a certificate that does not exist")
         issued = certificate_of(row)
         nf_instance_id = known.identity.nf_instance_id
         if issued.spki_sha256 != spki_sha256 and closed(tx, nf_instance_id) is None:
-            tx.execute(
-                update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=tx.now)
-            )
-            log.error("theft signal: NF suspended", extra={"nf_instance_id": nf_instance_id})
-            tx.audit(
-                actor=ACTOR,
-                action="endentity.suspend",
-                subject=f"endEntities/{nf_instance_id}",
-                detail={"cause": "another key on a spent IAK", "registration": known.name},
-            )
+            suspend(tx, nf_instance_id, {"cause": "another key on a spent IAK", "registration": known.name})
             # Nobody knows which of the two is the NF: what the other one holds must not be relied on.
             if not is_revoked(tx, issued.serial) and issued.not_after > tx.now:
                 revoke(tx, issued, RevocationReason.KEY_COMPROMISE, ACTOR)
@@ -200,6 +191,9 @@ class SqlIssuanceStore:
             if refusal is not None:
                 raise NftrustError(refusal)
             remember(tx, scope, request_sha256.hex(), request_sha256, response)
+            if confirmed.predecessor is not None:
+                complete_renewal(tx, confirmed)
+                return response
             if known.confirm_time is not None:
                 return response
             tx.execute(

@@ -101,6 +101,8 @@ class IssuedCertificate:
     not_after: datetime
     create_time: datetime
     confirm_time: datetime | None = None
+    #: Serial of the certificate that it renews; None where it was issued for an IAK.
+    predecessor: str | None = None
 
     @property
     def name(self) -> str:

@@ -7,8 +7,8 @@ from datetime import datetime
 
 from sqlalchemy import select, update
 
-from ca_ra.rows import certificate_of, is_revoked, registration_of, revoke, void
-from ca_ra.tables import certificate, end_entity, end_entity_fqdn, registration
+from ca_ra.rows import registration_of, revoke_all, void
+from ca_ra.tables import end_entity, end_entity_fqdn, registration
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import Scope
 from nftrust.storage import Store, Transaction
@@ -60,7 +60,7 @@ def _retire(tx: Transaction, entity: EndEntity, actor: str, scope: Scope) -> dat
         if row.retire_time is not None:
             retired: datetime = row.retire_time
             return retired
-    revoked = _revoke_certificates(tx, entity, actor)
+    revoked = revoke_all(tx, entity.nf_instance_id, RevocationReason.CESSATION_OF_OPERATION, actor)
     _void_registration(tx, entity, actor)
     # Whatever takes the NF's place may bear its name; the keys stay its own (security rule 3).
     tx.execute(end_entity_fqdn.delete().where(end_entity_fqdn.c.nf_instance_id == entity.nf_instance_id))
@@ -69,18 +69,6 @@ def _retire(tx: Transaction, entity: EndEntity, actor: str, scope: Scope) -> dat
     )
     tx.audit(actor=actor, action="endentity.retire", subject=entity.name, detail={"certificates": revoked})
     return tx.now
-
-
-def _revoke_certificates(tx: Transaction, entity: EndEntity, actor: str) -> list[str]:
-    """Those that are still good, whether confirmed or not."""
-    good = select(certificate).where(
-        certificate.c.nf_instance_id == entity.nf_instance_id, certificate.c.not_after > tx.now
-    )
-    found = [certificate_of(row) for row in tx.execute(good.order_by(certificate.c.sequence)).all()]
-    due = [each for each in found if not is_revoked(tx, each.serial)]
-    for each in due:
-        revoke(tx, each, RevocationReason.CESSATION_OF_OPERATION, actor)
-    return [each.name for each in due]
 
 
 def _void_registration(tx: Transaction, entity: EndEntity, actor: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -14,10 +16,14 @@ from nftrust.storage.transaction import Executor
 from nftrust.x509.crl import RevocationReason
 from nftrust.x509.names import NfIdentity
 
+log = logging.getLogger("ca_ra.rows")
+
 #: The CA/RA itself in its audit log.
 ACTOR = "urn:nftrust:ca-ra"
 
 # Built once, as in issuance_store.
+_NEXT_SEQUENCE = select(func.coalesce(func.max(certificate.c.sequence), 0) + 1).scalar_subquery()
+_NEW_CERTIFICATE = insert(certificate).values(sequence=_NEXT_SEQUENCE)
 _REGISTRATION = select(registration).where(registration.c.id == bindparam("id"))
 _STANDING = select(end_entity.c.suspend_time, end_entity.c.retire_time).where(
     end_entity.c.nf_instance_id == bindparam("nf_instance_id")
@@ -62,6 +68,7 @@ def certificate_of(row: Row[Any]) -> IssuedCertificate:
         not_after=row.not_after,
         create_time=row.create_time,
         confirm_time=row.confirm_time,
+        predecessor=row.predecessor,
     )
 
 
@@ -70,6 +77,7 @@ def certificate_row(new: IssuedCertificate) -> dict[str, Any]:
     return {
         "serial": new.serial,
         "registration_id": new.registration_id,
+        "predecessor": new.predecessor,
         "nf_instance_id": new.nf_instance_id,
         "tenant": new.tenant,
         "der": new.der,
@@ -84,6 +92,10 @@ def certificate_row(new: IssuedCertificate) -> dict[str, Any]:
 def find_certificate(executor: Executor, serial: str) -> IssuedCertificate | None:
     row = executor.execute(select(certificate).where(certificate.c.serial == serial)).one_or_none()
     return None if row is None else certificate_of(row)
+
+
+def insert_certificate(tx: Transaction, new: IssuedCertificate) -> None:
+    tx.execute(_NEW_CERTIFICATE, certificate_row(new))
 
 
 def is_revoked(executor: Executor, serial: str) -> bool:
@@ -103,6 +115,13 @@ def revoke(tx: Transaction, known: IssuedCertificate, reason: RevocationReason, 
             not_after=known.not_after,
         )
     )
+    # A successor that nobody has confirmed makes room for another one.
+    tx.execute(
+        update(certificate)
+        .where(certificate.c.serial == known.serial)
+        .where(certificate.c.confirm_time.is_(None), certificate.c.predecessor.is_not(None))
+        .values(lapse_time=tx.now)
+    )
     # With it ends the registration that it has not completed, so that the NF can be registered anew.
     tx.execute(
         update(registration)
@@ -113,6 +132,16 @@ def revoke(tx: Transaction, known: IssuedCertificate, reason: RevocationReason, 
     detail = {"reason": reason.name.lower(), "nf_instance_id": known.nf_instance_id}
     tx.audit(actor=actor, action="certificate.revoke", subject=known.name, detail=detail)
     return Revocation(tx.now, reason)
+
+
+def revoke_all(tx: Transaction, nf_instance_id: str, reason: RevocationReason, actor: str) -> list[str]:
+    """Revoke the NF's certificates that are still good, whether confirmed or not; their names."""
+    good = select(certificate).where(certificate.c.nf_instance_id == nf_instance_id, certificate.c.not_after > tx.now)
+    found = [certificate_of(row) for row in tx.execute(good.order_by(certificate.c.sequence)).all()]
+    due = [each for each in found if not is_revoked(tx, each.serial)]
+    for each in due:
+        revoke(tx, each, reason, actor)
+    return [each.name for each in due]
 
 
 def find_registration(executor: Executor, registration_id: str) -> Registration | None:
@@ -157,3 +186,10 @@ def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str, owner: s
         tx.execute(_NEW_KEY, {"spki_sha256": spki_sha256, "nf_instance_id": nf_instance_id})
     elif owner != nf_instance_id:
         raise NftrustError(Reason.KEY_TAKEN)
+
+
+def suspend(tx: Transaction, nf_instance_id: str, detail: Mapping[str, str]) -> None:
+    """A theft signal (security rule 13): nothing is issued to the NF until OAM has looked at it."""
+    tx.execute(update(end_entity).where(end_entity.c.nf_instance_id == nf_instance_id).values(suspend_time=tx.now))
+    log.error("theft signal: NF suspended", extra={"nf_instance_id": nf_instance_id})
+    tx.audit(actor=ACTOR, action="endentity.suspend", subject=f"endEntities/{nf_instance_id}", detail=detail)

@@ -9,10 +9,10 @@ import grpc
 
 from ca_ra import convert
 from ca_ra.authority import Authority
-from ca_ra.enrolment import EnrolmentEngine
 from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.registration import Registrar
 from ca_ra.registration_store import SqlRegistrationStore
+from ca_ra.renewal import RenewalEngine
 from ca_ra.retirement_store import SqlRetirementStore
 from ca_ra.revocation_store import SqlRevocationStore
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
@@ -100,9 +100,9 @@ class RegistrationServicer(RegistrationServiceServicer):
 
 
 class EnrolmentServicer(EnrolmentServiceServicer):
-    """Steps 9 and 10, for NFs."""
+    """Steps 9 and 10, and renewals, for NFs."""
 
-    def __init__(self, engine: EnrolmentEngine) -> None:
+    def __init__(self, engine: RenewalEngine) -> None:
         self._engine = engine
 
     async def EnrolCertificate(
@@ -110,6 +110,12 @@ class EnrolmentServicer(EnrolmentServiceServicer):
     ) -> enrolment_pb.EnrolCertificateResponse:
         response = await self._engine.enrol(request.proof, source_key(current_peer().address))
         return enrolment_pb.EnrolCertificateResponse(signed_response=response)
+
+    async def RenewCertificate(
+        self, request: enrolment_pb.RenewCertificateRequest, context: Context
+    ) -> enrolment_pb.RenewCertificateResponse:
+        response = await self._engine.renew(request.proof, source_key(current_peer().address))
+        return enrolment_pb.RenewCertificateResponse(signed_response=response)
 
     async def ConfirmCertificate(
         self, request: enrolment_pb.ConfirmCertificateRequest, context: Context

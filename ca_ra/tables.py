@@ -84,8 +84,11 @@ certificate = Table(
     METADATA,
     Column("serial", String(40), primary_key=True),
     Column("sequence", BigInteger, nullable=False, unique=True),
-    #: Consumption of the IAK is this row: one registration, one certificate (security rule 7).
-    Column("registration_id", ForeignKey("registration.id"), nullable=False, unique=True),
+    Column("registration_id", ForeignKey("registration.id"), nullable=False),
+    #: Serial of the certificate that it renews; NULL where it was issued for an IAK.
+    Column("predecessor", ForeignKey("certificate.serial")),
+    #: Set where a successor was revoked before its confirmation: it is none any more.
+    Column("lapse_time", UtcMicros),
     Column("nf_instance_id", String(36), nullable=False),
     Column("tenant", String(64), nullable=False),
     Column("der", LargeBinary, nullable=False),
@@ -95,6 +98,22 @@ certificate = Table(
     Column("not_after", UtcMicros, nullable=False),
     Column("create_time", UtcMicros, nullable=False),
     Column("confirm_time", UtcMicros),
+    #: Consumption of the IAK is the row: one registration, one certificate (security rule 7).
+    Index(
+        "uq_certificate_registration",
+        "registration_id",
+        unique=True,
+        sqlite_where=text("predecessor IS NULL"),
+        postgresql_where=text("predecessor IS NULL"),
+    ),
+    #: One successor per certificate.
+    Index(
+        "uq_certificate_successor",
+        "predecessor",
+        unique=True,
+        sqlite_where=text("lapse_time IS NULL"),
+        postgresql_where=text("lapse_time IS NULL"),
+    ),
     Index("ix_certificate_nf_sequence", "nf_instance_id", "sequence"),
     Index("ix_certificate_not_after", "not_after"),
     Index(

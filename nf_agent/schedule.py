@@ -45,7 +45,7 @@ class RenewalPolicy:
     #: Ceiling of the wait after the first failure; each further one multiplies it by GROWTH.
     retry_seconds: float = 1.0
     #: No wait takes more than this share of what is left until the certificate's end.
-    retry_share: float = 0.8
+    retry_share: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.earliest < 1:

@@ -105,7 +105,23 @@ class Reason(enum.Enum):
     CERTIFICATE_EXPIRED = (
         Code.FAILED_PRECONDITION,
         "The certificate has expired.",
-        "There is nothing left to revoke.",
+        "Nothing is left to revoke or to renew; enrol the NF again if it is to have a certificate.",
+    )
+    CERTIFICATE_UNCONFIRMED = (
+        Code.FAILED_PRECONDITION,
+        "The certificate has not been confirmed.",
+        "Confirm it with its own key before it is renewed.",
+    )
+    CERTIFICATE_SUPERSEDED = (
+        Code.FAILED_PRECONDITION,
+        "The certificate has a successor.",
+        "Use the successor. Where another key has asked for a second one, the NF is suspended: somebody else may hold "
+        "its key.",
+    )
+    CERTIFICATE_KEY_REUSED = (
+        Code.FAILED_PRECONDITION,
+        "The NF has had a certificate for this key before.",
+        "Make a new key pair for each certificate.",
     )
     ATTESTATION_RESULT_NOT_FOUND = (
         Code.NOT_FOUND,

@@ -22,10 +22,12 @@ STATEMENT_TYP = "nftrust-statement+jws"
 ENROLMENT_INFO_TYP = "nftrust-enrolment-info+jws"
 FOREIGN_INFO_TYP = "nftrust-foreign-enrolment-info+jws"
 ENROL_TYP = "nftrust-enrol+jws"
+RENEW_TYP = "nftrust-renew+jws"
 CONFIRM_TYP = "nftrust-confirm+jws"
 RESPONSE_TYP = "nftrust-response+jws"
 
 ENROL_URL = "/nftrust.api.ca_ra.v1.EnrolmentService/EnrolCertificate"
+RENEW_URL = "/nftrust.api.ca_ra.v1.EnrolmentService/RenewCertificate"
 CONFIRM_URL = "/nftrust.api.ca_ra.v1.EnrolmentService/ConfirmCertificate"
 TRUST_BUNDLE_URL = "/nftrust.api.ca_ra.v1.EnrolmentService/GetTrustBundle"
 
@@ -113,6 +115,20 @@ class EnrolProof(Payload, frozen=True):
     nf_instance_id: Uuid
     request_id: Uuid
     #: PKCS #10, DER.
+    csr: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]*$")]
+
+
+class RenewProof(Payload, frozen=True):
+    """A certificate for a new key, proved by the key of the one that is renewed (security rule 10).
+
+    The answer is an EnrolResponse.
+    """
+
+    ca_id: Hash
+    registration: Short
+    nf_instance_id: Uuid
+    request_id: Uuid
+    #: PKCS #10 of the new key, DER.
     csr: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]*$")]
 
 

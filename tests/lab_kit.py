@@ -247,6 +247,14 @@ class SecondCa:
         request = enrolment_service_pb2.EnrolCertificateRequest(proof=proof)
         return str(unlimited(self.oam.enrolments.EnrolCertificate, request).signed_response)
 
+    def renew(self, proof: str) -> str:
+        request = enrolment_service_pb2.RenewCertificateRequest(proof=proof)
+        return str(unlimited(self.oam.enrolments.RenewCertificate, request).signed_response)
+
+    def confirm(self, proof: str) -> str:
+        request = enrolment_service_pb2.ConfirmCertificateRequest(proof=proof)
+        return str(unlimited(self.oam.enrolments.ConfirmCertificate, request).signed_response)
+
 
 class RunningLab:
     """One lab for the whole test run; what a test makes in it has names of its own."""
@@ -438,6 +446,10 @@ class RunningLab:
     def enrol(self, proof: str) -> str:
         request = enrolment_service_pb2.EnrolCertificateRequest(proof=proof)
         return str(unlimited(self.nobody.enrolments.EnrolCertificate, request).signed_response)
+
+    def renew(self, proof: str) -> str:
+        request = enrolment_service_pb2.RenewCertificateRequest(proof=proof)
+        return str(unlimited(self.nobody.enrolments.RenewCertificate, request).signed_response)
 
     def confirm(self, proof: str) -> str:
         request = enrolment_service_pb2.ConfirmCertificateRequest(proof=proof)

@@ -33,6 +33,8 @@ from nftrust.messages import (
     ENROL_TYP,
     ENROL_URL,
     ENROLMENT_INFO_TYP,
+    RENEW_TYP,
+    RENEW_URL,
     RESPONSE_TYP,
     STATEMENT_TYP,
     ConfirmResponse,
@@ -214,6 +216,28 @@ class Iak:
             assert isinstance(self.key, ec.EllipticCurvePrivateKey)
             signer = es256(self.key)
         return jws(parts, fields, signer)
+
+    def renewal(
+        self,
+        certificate: bytes,
+        new_key: Key,
+        *,
+        signer: Callable[[bytes], bytes] | None = None,
+        header: dict[str, object] | None = None,
+        csr: bytes | None = None,
+        **payload: object,
+    ) -> str:
+        """RenewCertificate's proof by the key of ``certificate``: this one's unless told otherwise."""
+        kid = jose.b64url(jose.sha256(certificate))
+        parts = {"alg": "ES256", "typ": RENEW_TYP, "kid": kid, "url": RENEW_URL} | (header or {})
+        if signer is None:
+            assert isinstance(self.key, ec.EllipticCurvePrivateKey)
+            signer = es256(self.key)
+        return jws(parts, self.payload(csr=self.csr(new_key) if csr is None else csr, **payload), signer)
+
+    def renewed(self, response: str, proof: str) -> bytes:
+        """The successor, DER, of a response that verifies and answers ``proof``."""
+        return jose.b64url_decode(self._read(response, RENEW_URL, EnrolResponse, proof).certificate)
 
     def certificate(self, response: str, proof: str) -> bytes:
         """The certificate, DER, of a response that verifies and answers ``proof``."""

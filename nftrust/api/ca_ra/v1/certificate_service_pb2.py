@@ -16,7 +16,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.nftrust/api/ca_ra/v1/certificate_service.proto\x12\x14nftrust.api.ca_ra.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x03\n\x0b\x43\x65rtificate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0enf_instance_id\x18\x02 \x01(\t\x12\x14\n\x0cregistration\x18\x03 \x01(\t\x12\x0b\n\x03pem\x18\x04 \x01(\t\x12.\n\nnot_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onfirm_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x11revocation_reason\x18\n \x01(\x0e\x32&.nftrust.api.ca_ra.v1.RevocationReason\"j\n\x18RevokeCertificateRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12;\n\x06reason\x18\x02 \x01(\x0e\x32&.nftrust.api.ca_ra.v1.RevocationReasonB\x03\xe0\x41\x02\"*\n\x15GetCertificateRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"\xa4\x01\n\x17ListCertificatesRequest\x12\x16\n\x0enf_instance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x31\n\rexpire_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x65xclude_revoked\x18\x05 \x01(\x08\"l\n\x18ListCertificatesResponse\x12\x37\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32!.nftrust.api.ca_ra.v1.Certificate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x1eGetCertificateAuthorityRequest\"\xbe\x02\n\x14\x43\x65rtificateAuthority\x12\r\n\x05\x63\x61_id\x18\x01 \x01(\t\x12\x16\n\x0eissuing_ca_pem\x18\x02 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12 \n\x18response_certificate_pem\x18\x04 \x01(\t\x12\x0f\n\x07\x63rl_url\x18\x05 \x01(\t\x12\x13\n\x0bhome_domain\x18\x06 \x01(\t\x12\x19\n\x11\x63\x65rtificate_count\x18\x07 \x01(\x03\x12\x33\n\x0f\x63rl_next_update\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x65nrolment_endpoints\x18\t \x03(\t\x12#\n\x1b\x65nrolment_trust_anchors_pem\x18\n \x01(\t\x12\x10\n\x08ocsp_url\x18\x0b \x01(\t*\xb6\x01\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12\r\n\tNOT_GIVEN\x10\x01\x12\x12\n\x0eKEY_COMPROMISE\x10\x02\x12\x17\n\x13\x41\x46\x46ILIATION_CHANGED\x10\x04\x12\x0e\n\nSUPERSEDED\x10\x05\x12\x1a\n\x16\x43\x45SSATION_OF_OPERATION\x10\x06\x12\x17\n\x13PRIVILEGE_WITHDRAWN\x10\n2\xce\x03\n\x12\x43\x65rtificateService\x12`\n\x0eGetCertificate\x12+.nftrust.api.ca_ra.v1.GetCertificateRequest\x1a!.nftrust.api.ca_ra.v1.Certificate\x12q\n\x10ListCertificates\x12-.nftrust.api.ca_ra.v1.ListCertificatesRequest\x1a..nftrust.api.ca_ra.v1.ListCertificatesResponse\x12\x66\n\x11RevokeCertificate\x12..nftrust.api.ca_ra.v1.RevokeCertificateRequest\x1a!.nftrust.api.ca_ra.v1.Certificate\x12{\n\x17GetCertificateAuthority\x12\x34.nftrust.api.ca_ra.v1.GetCertificateAuthorityRequest\x1a*.nftrust.api.ca_ra.v1.CertificateAuthorityb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.nftrust/api/ca_ra/v1/certificate_service.proto\x12\x14nftrust.api.ca_ra.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x03\n\x0b\x43\x65rtificate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0enf_instance_id\x18\x02 \x01(\t\x12\x14\n\x0cregistration\x18\x03 \x01(\t\x12\x0b\n\x03pem\x18\x04 \x01(\t\x12.\n\nnot_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onfirm_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x11revocation_reason\x18\n \x01(\x0e\x32&.nftrust.api.ca_ra.v1.RevocationReason\x12\x13\n\x0bpredecessor\x18\x0b \x01(\t\"j\n\x18RevokeCertificateRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12;\n\x06reason\x18\x02 \x01(\x0e\x32&.nftrust.api.ca_ra.v1.RevocationReasonB\x03\xe0\x41\x02\"*\n\x15GetCertificateRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"\xa4\x01\n\x17ListCertificatesRequest\x12\x16\n\x0enf_instance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x31\n\rexpire_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x65xclude_revoked\x18\x05 \x01(\x08\"l\n\x18ListCertificatesResponse\x12\x37\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32!.nftrust.api.ca_ra.v1.Certificate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x1eGetCertificateAuthorityRequest\"\xbe\x02\n\x14\x43\x65rtificateAuthority\x12\r\n\x05\x63\x61_id\x18\x01 \x01(\t\x12\x16\n\x0eissuing_ca_pem\x18\x02 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12 \n\x18response_certificate_pem\x18\x04 \x01(\t\x12\x0f\n\x07\x63rl_url\x18\x05 \x01(\t\x12\x13\n\x0bhome_domain\x18\x06 \x01(\t\x12\x19\n\x11\x63\x65rtificate_count\x18\x07 \x01(\x03\x12\x33\n\x0f\x63rl_next_update\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x65nrolment_endpoints\x18\t \x03(\t\x12#\n\x1b\x65nrolment_trust_anchors_pem\x18\n \x01(\t\x12\x10\n\x08ocsp_url\x18\x0b \x01(\t*\xb6\x01\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12\r\n\tNOT_GIVEN\x10\x01\x12\x12\n\x0eKEY_COMPROMISE\x10\x02\x12\x17\n\x13\x41\x46\x46ILIATION_CHANGED\x10\x04\x12\x0e\n\nSUPERSEDED\x10\x05\x12\x1a\n\x16\x43\x45SSATION_OF_OPERATION\x10\x06\x12\x17\n\x13PRIVILEGE_WITHDRAWN\x10\n2\xce\x03\n\x12\x43\x65rtificateService\x12`\n\x0eGetCertificate\x12+.nftrust.api.ca_ra.v1.GetCertificateRequest\x1a!.nftrust.api.ca_ra.v1.Certificate\x12q\n\x10ListCertificates\x12-.nftrust.api.ca_ra.v1.ListCertificatesRequest\x1a..nftrust.api.ca_ra.v1.ListCertificatesResponse\x12\x66\n\x11RevokeCertificate\x12..nftrust.api.ca_ra.v1.RevokeCertificateRequest\x1a!.nftrust.api.ca_ra.v1.Certificate\x12{\n\x17GetCertificateAuthority\x12\x34.nftrust.api.ca_ra.v1.GetCertificateAuthorityRequest\x1a*.nftrust.api.ca_ra.v1.CertificateAuthorityb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -29,22 +29,22 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_REVOKECERTIFICATEREQUEST'].fields_by_name['reason']._serialized_options = b'\340A\002'
   _globals['_GETCERTIFICATEREQUEST'].fields_by_name['name']._options = None
   _globals['_GETCERTIFICATEREQUEST'].fields_by_name['name']._serialized_options = b'\340A\002'
-  _globals['_REVOCATIONREASON']._serialized_start=1322
-  _globals['_REVOCATIONREASON']._serialized_end=1504
+  _globals['_REVOCATIONREASON']._serialized_start=1343
+  _globals['_REVOCATIONREASON']._serialized_end=1525
   _globals['_CERTIFICATE']._serialized_start=139
-  _globals['_CERTIFICATE']._serialized_end=535
-  _globals['_REVOKECERTIFICATEREQUEST']._serialized_start=537
-  _globals['_REVOKECERTIFICATEREQUEST']._serialized_end=643
-  _globals['_GETCERTIFICATEREQUEST']._serialized_start=645
-  _globals['_GETCERTIFICATEREQUEST']._serialized_end=687
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=690
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=854
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=856
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=964
-  _globals['_GETCERTIFICATEAUTHORITYREQUEST']._serialized_start=966
-  _globals['_GETCERTIFICATEAUTHORITYREQUEST']._serialized_end=998
-  _globals['_CERTIFICATEAUTHORITY']._serialized_start=1001
-  _globals['_CERTIFICATEAUTHORITY']._serialized_end=1319
-  _globals['_CERTIFICATESERVICE']._serialized_start=1507
-  _globals['_CERTIFICATESERVICE']._serialized_end=1969
+  _globals['_CERTIFICATE']._serialized_end=556
+  _globals['_REVOKECERTIFICATEREQUEST']._serialized_start=558
+  _globals['_REVOKECERTIFICATEREQUEST']._serialized_end=664
+  _globals['_GETCERTIFICATEREQUEST']._serialized_start=666
+  _globals['_GETCERTIFICATEREQUEST']._serialized_end=708
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=711
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=875
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=877
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=985
+  _globals['_GETCERTIFICATEAUTHORITYREQUEST']._serialized_start=987
+  _globals['_GETCERTIFICATEAUTHORITYREQUEST']._serialized_end=1019
+  _globals['_CERTIFICATEAUTHORITY']._serialized_start=1022
+  _globals['_CERTIFICATEAUTHORITY']._serialized_end=1340
+  _globals['_CERTIFICATESERVICE']._serialized_start=1528
+  _globals['_CERTIFICATESERVICE']._serialized_end=1990
 # @@protoc_insertion_point(module_scope)

@@ -62,12 +62,15 @@ class Certificate(google.protobuf.message.Message):
     CONFIRM_TIME_FIELD_NUMBER: builtins.int
     REVOKE_TIME_FIELD_NUMBER: builtins.int
     REVOCATION_REASON_FIELD_NUMBER: builtins.int
+    PREDECESSOR_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`certificates/{serial number, lower-case hexadecimal}`"""
     nf_instance_id: builtins.str
     registration: builtins.str
     pem: builtins.str
     revocation_reason: global___RevocationReason.ValueType
+    predecessor: builtins.str
+    """`certificates/{serial}` that it renews; empty where it was issued for an IAK."""
     @property
     def not_before(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -95,9 +98,10 @@ class Certificate(google.protobuf.message.Message):
         confirm_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         revoke_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         revocation_reason: global___RevocationReason.ValueType = ...,
+        predecessor: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["confirm_time", b"confirm_time", "create_time", b"create_time", "not_after", b"not_after", "not_before", b"not_before", "revoke_time", b"revoke_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["confirm_time", b"confirm_time", "create_time", b"create_time", "name", b"name", "nf_instance_id", b"nf_instance_id", "not_after", b"not_after", "not_before", b"not_before", "pem", b"pem", "registration", b"registration", "revocation_reason", b"revocation_reason", "revoke_time", b"revoke_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["confirm_time", b"confirm_time", "create_time", b"create_time", "name", b"name", "nf_instance_id", b"nf_instance_id", "not_after", b"not_after", "not_before", b"not_before", "pem", b"pem", "predecessor", b"predecessor", "registration", b"registration", "revocation_reason", b"revocation_reason", "revoke_time", b"revoke_time"]) -> None: ...
 
 global___Certificate = Certificate
 

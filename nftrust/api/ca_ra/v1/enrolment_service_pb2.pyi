@@ -41,6 +41,36 @@ class EnrolCertificateResponse(google.protobuf.message.Message):
 global___EnrolCertificateResponse = EnrolCertificateResponse
 
 @typing.final
+class RenewCertificateRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROOF_FIELD_NUMBER: builtins.int
+    proof: builtins.str
+    def __init__(
+        self,
+        *,
+        proof: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["proof", b"proof"]) -> None: ...
+
+global___RenewCertificateRequest = RenewCertificateRequest
+
+@typing.final
+class RenewCertificateResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIGNED_RESPONSE_FIELD_NUMBER: builtins.int
+    signed_response: builtins.str
+    def __init__(
+        self,
+        *,
+        signed_response: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["signed_response", b"signed_response"]) -> None: ...
+
+global___RenewCertificateResponse = RenewCertificateResponse
+
+@typing.final
 class ConfirmCertificateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -25,6 +25,11 @@ class EnrolmentServiceStub(object):
                 request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.EnrolCertificateRequest.SerializeToString,
                 response_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.EnrolCertificateResponse.FromString,
                 )
+        self.RenewCertificate = channel.unary_unary(
+                '/nftrust.api.ca_ra.v1.EnrolmentService/RenewCertificate',
+                request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.RenewCertificateResponse.FromString,
+                )
         self.ConfirmCertificate = channel.unary_unary(
                 '/nftrust.api.ca_ra.v1.EnrolmentService/ConfirmCertificate',
                 request_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.ConfirmCertificateRequest.SerializeToString,
@@ -54,6 +59,15 @@ class EnrolmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewCertificate(self, request, context):
+        """A certificate for a new key. Caller: NF. Proved by the key of the confirmed
+        certificate that is renewed (ES256, ES384 or PS256). A certificate has one
+        successor: the same new key gets it again, another one suspends the NF.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ConfirmCertificate(self, request, context):
         """Caller: NF. Proved by the certificate's key (ES256, ES384 or PS256).
         """
@@ -75,6 +89,11 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     servicer.EnrolCertificate,
                     request_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.EnrolCertificateRequest.FromString,
                     response_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.EnrolCertificateResponse.SerializeToString,
+            ),
+            'RenewCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewCertificate,
+                    request_deserializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.RenewCertificateResponse.SerializeToString,
             ),
             'ConfirmCertificate': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfirmCertificate,
@@ -116,6 +135,23 @@ class EnrolmentService(object):
         return grpc.experimental.unary_unary(request, target, '/nftrust.api.ca_ra.v1.EnrolmentService/EnrolCertificate',
             nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.EnrolCertificateRequest.SerializeToString,
             nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.EnrolCertificateResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RenewCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/nftrust.api.ca_ra.v1.EnrolmentService/RenewCertificate',
+            nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.RenewCertificateRequest.SerializeToString,
+            nftrust_dot_api_dot_ca__ra_dot_v1_dot_enrolment__service__pb2.RenewCertificateResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -35,6 +35,15 @@ class EnrolmentServiceStub:
     returns the same bytes.
     """
 
+    RenewCertificate: grpc.UnaryUnaryMultiCallable[
+        nftrust.api.ca_ra.v1.enrolment_service_pb2.RenewCertificateRequest,
+        nftrust.api.ca_ra.v1.enrolment_service_pb2.RenewCertificateResponse,
+    ]
+    """A certificate for a new key. Caller: NF. Proved by the key of the confirmed
+    certificate that is renewed (ES256, ES384 or PS256). A certificate has one
+    successor: the same new key gets it again, another one suspends the NF.
+    """
+
     ConfirmCertificate: grpc.UnaryUnaryMultiCallable[
         nftrust.api.ca_ra.v1.enrolment_service_pb2.ConfirmCertificateRequest,
         nftrust.api.ca_ra.v1.enrolment_service_pb2.ConfirmCertificateResponse,
@@ -62,6 +71,15 @@ class EnrolmentServiceAsyncStub:
     ]
     """Step 9. Caller: NF. Proved by the IAK (HS256). The same request again
     returns the same bytes.
+    """
+
+    RenewCertificate: grpc.aio.UnaryUnaryMultiCallable[
+        nftrust.api.ca_ra.v1.enrolment_service_pb2.RenewCertificateRequest,
+        nftrust.api.ca_ra.v1.enrolment_service_pb2.RenewCertificateResponse,
+    ]
+    """A certificate for a new key. Caller: NF. Proved by the key of the confirmed
+    certificate that is renewed (ES256, ES384 or PS256). A certificate has one
+    successor: the same new key gets it again, another one suspends the NF.
     """
 
     ConfirmCertificate: grpc.aio.UnaryUnaryMultiCallable[
@@ -93,6 +111,17 @@ class EnrolmentServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[nftrust.api.ca_ra.v1.enrolment_service_pb2.EnrolCertificateResponse, collections.abc.Awaitable[nftrust.api.ca_ra.v1.enrolment_service_pb2.EnrolCertificateResponse]]:
         """Step 9. Caller: NF. Proved by the IAK (HS256). The same request again
         returns the same bytes.
+        """
+
+    @abc.abstractmethod
+    def RenewCertificate(
+        self,
+        request: nftrust.api.ca_ra.v1.enrolment_service_pb2.RenewCertificateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nftrust.api.ca_ra.v1.enrolment_service_pb2.RenewCertificateResponse, collections.abc.Awaitable[nftrust.api.ca_ra.v1.enrolment_service_pb2.RenewCertificateResponse]]:
+        """A certificate for a new key. Caller: NF. Proved by the key of the confirmed
+        certificate that is renewed (ES256, ES384 or PS256). A certificate has one
+        successor: the same new key gets it again, another one suspends the NF.
         """
 
     @abc.abstractmethod
