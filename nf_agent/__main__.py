@@ -7,12 +7,14 @@ import asyncio
 import resource
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from nf_agent.agent import NfAgent
 from nf_agent.config import AgentConfig
 from nf_agent.initialise import initialise
-from nf_agent.state import StateStore
+from nf_agent.renewal import InUse, next_renewal
+from nf_agent.state import AgentState, Attempt, StateStore
 from nftrust import logs
 from nftrust.errors import NftrustError
 from nftrust.files import write_atomically
@@ -81,7 +83,20 @@ def _status(config: AgentConfig, arguments: argparse.Namespace) -> int:
     print(f"phase        {state.phase} {state.reason}".rstrip())
     if state.attempt is not None:
         print(f"registration {state.attempt.registration}")
+    if state.current is not None:
+        _print_certificate(state, state.current, config)
     return 0
+
+
+def _print_certificate(state: AgentState, current: Attempt, config: AgentConfig) -> None:
+    used = InUse.of(current)
+    print(f"certificate  {used.certificate.serial_number:x}")
+    print(f"valid until  {used.certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%SZ}")
+    due = next_renewal(state, config.renewal.policy)
+    assert due is not None
+    print(f"renewal      {datetime.fromtimestamp(due, UTC):%Y-%m-%d %H:%M:%SZ}")
+    if state.renewal.failures or state.renewal.reason:
+        print(f"failed       {state.renewal.failures} times, {state.renewal.reason}")
 
 
 def _rearm(config: AgentConfig, arguments: argparse.Namespace) -> int:

@@ -70,16 +70,26 @@ def accept_enrolment_info(text: str, expected: Expectations, has_clear_iak: bool
     def refuse(why: str) -> NftrustError:
         return NftrustError(Reason.ENROLMENT_INFO_INVALID, why)
 
-    verified = verify_enrolment_info(text, expected.trust_anchor, now)  # 1 to 3
-    info = verified.info
-    if info.nf_instance_id != expected.nf_instance_id:  # 4: for this NF and its transport key
-        raise refuse("it is for another NF")
-    if info.transport_key_sha256 != jose.b64url(expected.transport_key_sha256):
-        raise refuse("it is for another transport key")
+    accepted = recall_enrolment_info(text, expected, now)
+    info = accepted.info
     if info.delivery_mode == "tls-only" and expected.minimum_delivery_mode == "wrapped":  # 5: the NF's minimum
         raise refuse("the delivery mode is below the NF's minimum")
     if has_clear_iak != (info.delivery_mode == "tls-only") or bool(info.wrapped_iak) == has_clear_iak:
         raise refuse("the IAK is not delivered as the mode says")
+    return accepted
+
+
+def recall_enrolment_info(text: str, expected: Expectations, now: datetime) -> AcceptedInfo:
+    """Information that was accepted at its delivery, whose IAK is gone: checks 1 to 4.
+
+    Raises NftrustError(ENROLMENT_INFO_INVALID).
+    """
+    verified = verify_enrolment_info(text, expected.trust_anchor, now)  # 1 to 3
+    info = verified.info
+    if info.nf_instance_id != expected.nf_instance_id:  # 4: for this NF and its transport key
+        raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it is for another NF")
+    if info.transport_key_sha256 != jose.b64url(expected.transport_key_sha256):
+        raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it is for another transport key")
     return AcceptedInfo(info, verified.ca_chain, verified.response_key)
 
 

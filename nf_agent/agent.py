@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Self
 
@@ -27,9 +28,11 @@ from nf_agent.foreign import ForeignDelivery, ForeignExpectations, accept_foreig
 from nf_agent.hooks import Callback, Callbacks, CommandHook, CredentialFiles, Hook, Hooks
 from nf_agent.metrics import exposition
 from nf_agent.procedure import Procedure, Superseded, new_attempt
+from nf_agent.renewal import Renewer, has_ended
 from nf_agent.service import AgentServicer, serve
 from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore
 from nftrust import jose
+from nftrust.clock import SystemClock
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file, write_atomically
 from nftrust.logs import correlation_id
@@ -56,6 +59,16 @@ class NfAgent:
         self._token = token
         self._expected = expected
         self._foreign = foreign
+        self._renewer = Renewer(
+            config,
+            states,
+            token,
+            expected,
+            lambda: GrpcEnrolmentPort(config.request_timeout_seconds),
+            SystemClock(),
+            self._publish,
+            random.Random(secrets.randbits(64)),
+        )
         self._changed = asyncio.Event()
         self._delivering = asyncio.Lock()
         self._callbacks = Callbacks(config.hooks.timeout_seconds)
@@ -100,11 +113,13 @@ class NfAgent:
         if not isinstance(day0_key, ec.EllipticCurvePrivateKey):
             raise NftrustError(Reason.CONFIG_INVALID, "the day-0 key is not an EC key")
         anchor = self._expected.trust_anchor
-        servicer = AgentServicer(self, self.config.cm_proxies, transport_key, day0_key, day0_chain, anchor)
+        servicer = AgentServicer(
+            self, self.config.cm_proxies, transport_key, day0_key, day0_chain, anchor, self.config.renewal.policy
+        )
         server = serve(self.config, servicer)
         await server.start()
         self._write_metrics()
-        workers = [asyncio.create_task(run) for run in (self._work(), self._hooks.run())]
+        workers = [asyncio.create_task(run) for run in (self._work(), self._renewer.run(), self._hooks.run())]
         try:
             yield
         finally:
@@ -181,7 +196,8 @@ class NfAgent:
         accepted = accept_enrolment_info(enrolment_info, self._expected, bool(iak), now)
         require_alive(accepted, now)
         registration = accepted.info.registration
-        held = state.current is not None and state.phase != "armed"
+        # A certificate that has ended is none: its successor is a new enrolment (docs/renewal.md).
+        held = state.current is not None and state.phase != "armed" and not has_ended(state.current, now)
         # Another key for an IAK that has gone out once is what a thief would come with (security rule 13).
         replayed = any(
             known is not None and known.registration == registration for known in (state.current, _sent(state))

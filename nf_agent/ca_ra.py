@@ -43,6 +43,15 @@ class GrpcEnrolmentPort:
 
         return await self._call(accepted, call)
 
+    async def renew(self, accepted: AcceptedInfo, proof: str) -> str:
+        async def call(stub: EnrolmentServiceAsyncStub) -> str:
+            request = pb.RenewCertificateRequest(proof=proof)
+            return (
+                await stub.RenewCertificate(request, timeout=self.timeout_seconds, metadata=correlated())
+            ).signed_response
+
+        return await self._call(accepted, call)
+
     async def confirm(self, accepted: AcceptedInfo, proof: str) -> str:
         async def call(stub: EnrolmentServiceAsyncStub) -> str:
             request = pb.ConfirmCertificateRequest(proof=proof)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from nf_agent.schedule import RenewalPolicy
 from nftrust.config import Deployment, ListenerConfig, LogConfig, Section, TokenConfig, load
 from nftrust.identity import parse_nf_instance_id
 from nftrust.messages import DeliveryMode
@@ -43,6 +44,28 @@ class HooksConfig(Section, frozen=True, kw_only=True):
             raise ValueError("environment: names that start with NFTRUST_ are the agent's own")
 
 
+_DEFAULT = RenewalPolicy()
+
+
+class RenewalConfig(Section, frozen=True, kw_only=True):
+    """When the certificate is renewed (docs/renewal.md)."""
+
+    #: Shares of the validity: the renewal falls between these two.
+    earliest: float = _DEFAULT.earliest
+    latest: float = _DEFAULT.latest
+    #: Ceiling of the first wait after a failure.
+    retry_seconds: Annotated[float, msgspec.Meta(le=3600)] = _DEFAULT.retry_seconds
+    #: No wait takes more than this share of what is left until the certificate's end.
+    retry_share: float = _DEFAULT.retry_share
+
+    def __post_init__(self) -> None:
+        _ = self.policy
+
+    @property
+    def policy(self) -> RenewalPolicy:
+        return RenewalPolicy(self.earliest, self.latest, self.retry_seconds, self.retry_share)
+
+
 class AgentConfig(Section, frozen=True, kw_only=True):
     """One NF instance.
 
@@ -66,6 +89,7 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     #: URIs of the CM proxies that may deliver; empty: any of the services CA.
     cm_proxies: tuple[str, ...] = ()
     hooks: HooksConfig = HooksConfig()
+    renewal: RenewalConfig = RenewalConfig()
     request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     retry_cap_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     #: Metrics for the node exporter's textfile collector, written anew at each change; none: not written.

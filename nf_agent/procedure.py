@@ -45,6 +45,8 @@ class EnrolmentPort(Protocol):
         """The signed response. Raises NftrustError as the CA/RA gave it."""
         ...
 
+    async def renew(self, accepted: AcceptedInfo, proof: str) -> str: ...
+
     async def confirm(self, accepted: AcceptedInfo, proof: str) -> str: ...
 
 
@@ -85,7 +87,7 @@ class Procedure:
         assert self._attempt.request_id == attempt.request_id
         state = replace(self.states.state, attempt=attempt)
         if confirmed:
-            state = replace(state, phase="confirmed", reason="", current=attempt)
+            state = state.with_current(attempt)
         self.states.save(state)
 
     async def _make_request(self, accepted: AcceptedInfo) -> None:
@@ -144,8 +146,7 @@ class Procedure:
         attempt = self._attempt
         proof = attempt.proof
         assert proof is not None
-        text = await self.ca_ra.enrol(accepted, proof)
-        response = accepted.read_response(text, ENROL_URL, EnrolResponse)
+        response = await self._ask(accepted, proof)
         key = await self.key()
         chain = accept_certificate(response, accepted, jose.sha256(proof.encode()), key.public_key(), utc_now())
         now = utc_now().timestamp()
@@ -153,6 +154,10 @@ class Procedure:
         self._save(
             replace(attempt, chain=tuple(der.hex() for der in chain), certificate_time=now, confirmation=confirmation)
         )
+
+    async def _ask(self, accepted: AcceptedInfo, proof: str) -> EnrolResponse:
+        text = await self.ca_ra.enrol(accepted, proof)
+        return accepted.read_response(text, ENROL_URL, EnrolResponse)
 
     async def _confirm(self, accepted: AcceptedInfo) -> None:
         """The new key confirms the certificate (security rule 11); then the IAK is gone."""

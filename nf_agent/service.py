@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from nf_agent.config import AgentConfig
-from nf_agent.state import AgentState
+from nf_agent.renewal import InUse, next_renewal
+from nf_agent.schedule import RenewalPolicy
+from nf_agent.state import AgentState, Attempt
 from nftrust import __version__, jose
 from nftrust.api.nf_agent.v1 import agent_service_pb2 as pb
 from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
@@ -70,8 +72,10 @@ class AgentServicer(AgentServiceServicer):
         day0_key: ec.EllipticCurvePrivateKey,
         day0_chain: Sequence[x509.Certificate],
         trust_anchor: x509.Certificate | None,
+        policy: RenewalPolicy,
     ) -> None:
         self._agent = agent
+        self._policy = policy
         self._cm_proxies = frozenset(cm_proxies)
         self._transport_key = transport_key
         self._day0_key = day0_key
@@ -119,14 +123,14 @@ class AgentServicer(AgentServiceServicer):
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.AgentStatus:
-        return status_of(self._agent.state)
+        return status_of(self._agent.state, self._policy)
 
     async def WatchStatus(
         self, request: pb.WatchStatusRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.AgentStatus]:
         while True:
             change = self._agent.change
-            yield status_of(self._agent.state)
+            yield status_of(self._agent.state, self._policy)
             await change.wait()
 
 
@@ -137,9 +141,11 @@ def serve(config: AgentConfig, servicer: AgentServicer) -> RpcServer:
     return RpcServer(config.listener, [binding], TABLE, deployment=config.deployment)
 
 
-def status_of(state: AgentState) -> pb.AgentStatus:
+def status_of(state: AgentState, policy: RenewalPolicy) -> pb.AgentStatus:
     """The agent's state as the CM proxy sees it."""
     status = pb.AgentStatus(state=_STATES[state.phase], reason=state.reason)
+    if state.current is not None:
+        status.certificate.CopyFrom(_certificate_status(state, state.current, policy))
     attempt = state.attempt
     if attempt is None:
         return status
@@ -150,6 +156,22 @@ def status_of(state: AgentState) -> pb.AgentStatus:
             getattr(status, field).CopyFrom(_timestamp(seconds))
     if attempt.chain:
         status.certificate_sha256 = jose.sha256(bytes.fromhex(attempt.chain[0]))
+    return status
+
+
+def _certificate_status(state: AgentState, current: Attempt, policy: RenewalPolicy) -> pb.CertificateStatus:
+    used = InUse.of(current)
+    status = pb.CertificateStatus(
+        serial=f"{used.certificate.serial_number:x}",
+        sha256=used.sha256,
+        not_before=_timestamp(used.validity.not_before),
+        not_after=_timestamp(used.validity.not_after),
+        renewal_failures=state.renewal.failures,
+        renewal_reason=state.renewal.reason,
+    )
+    due = next_renewal(state, policy)
+    if due is not None:
+        status.renew_time.CopyFrom(_timestamp(due))
     return status
 
 

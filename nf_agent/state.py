@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from cryptography import x509
 
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import write_atomically
@@ -41,6 +42,26 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     confirm_time: float | None = None
 
 
+class Renewal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The renewal of the certificate in use, once it has begun. Times are seconds since the epoch."""
+
+    #: The request for the successor; None: to be made.
+    attempt: Attempt | None = None
+    #: In a row, those of earlier processes included.
+    failures: int = 0
+    #: Of the last failure.
+    reason: str = ""
+    #: When it is tried again.
+    next_time: float = 0.0
+
+
+class OldKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key in the token that is to be destroyed once its certificate has ended."""
+
+    label: str
+    not_after: float
+
+
 class AgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The agent's whole memory."""
 
@@ -53,6 +74,31 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     attempt: Attempt | None = None
     #: The confirmed attempt whose certificate is in use.
     current: Attempt | None = None
+    renewal: Renewal = Renewal()
+    old_keys: tuple[OldKey, ...] = ()
+
+    def with_current(self, confirmed: Attempt) -> AgentState:
+        """Switch over: this certificate is in use from now on, and the key of the one before is old."""
+        old = []
+        if self.current is not None and self.current.key_label != confirmed.key_label:
+            old.append(OldKey(label=self.current.key_label, not_after=not_after_of(self.current)))
+        given_up = self.renewal.attempt
+        if given_up is not None and given_up.key_label != confirmed.key_label:
+            old.append(OldKey(label=given_up.key_label, not_after=0.0))
+        return msgspec.structs.replace(
+            self,
+            phase="confirmed",
+            reason="",
+            current=confirmed,
+            renewal=Renewal(),
+            old_keys=(*self.old_keys, *old),
+        )
+
+
+def not_after_of(attempt: Attempt) -> float:
+    """The end of its certificate."""
+    certificate = x509.load_der_x509_certificate(bytes.fromhex(attempt.chain[0]))
+    return certificate.not_valid_after_utc.timestamp()
 
 
 class StateStore:

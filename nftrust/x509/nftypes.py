@@ -24,6 +24,16 @@ def encode(nf_types: Iterable[str]) -> x509.UnrecognizedExtension:
     return x509.UnrecognizedExtension(NF_TYPES_OID, bytes((_SEQUENCE, len(body))) + body)
 
 
+def nf_types_of(certificate: x509.Certificate) -> list[str]:
+    """Those in the certificate; none where it has no such extension. Raises ValueError where that is garbled."""
+    try:
+        value = certificate.extensions.get_extension_for_oid(NF_TYPES_OID).value
+    except x509.ExtensionNotFound:
+        return []
+    assert isinstance(value, x509.UnrecognizedExtension)
+    return decode(value.value)
+
+
 def decode(value: bytes) -> list[str]:
     """The NF types of an extension value made by :func:`encode`. Raises ValueError."""
     if len(value) < 2 or value[0] != _SEQUENCE or value[1] != len(value) - 2 or value[1] > 127:

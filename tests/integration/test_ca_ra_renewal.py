@@ -15,6 +15,7 @@ from nftrust.api.audit.v1 import audit_service_pb2 as audit_pb
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.errors import Reason
+from nftrust.lab.layout import TENANT
 from nftrust.messages import CONFIRM_TYP, CONFIRM_URL, ENROL_URL
 from tests.lab_kit import CALL_SECONDS, RunningLab, SecondCa, refused
 from tests.soft_nf import Iak, es256, hs256, new_key
@@ -143,7 +144,7 @@ def test_a_second_successor_freezes_the_nf(running_lab: RunningLab, holder: Hold
     running_lab.oam.registrations.ReinstateEndEntity(request, timeout=CALL_SECONDS)
     with refused(Reason.CERTIFICATE_REVOKED):
         holder.renewed(new)
-    Holder.enrolled(running_lab, running_lab.register(holder.iak.nf)).succeeded()
+    Holder.enrolled(running_lab, running_lab.register(holder.iak.nf, allow_re_enrolment=True)).succeeded()
 
 
 def test_a_clone_that_renews_a_superseded_certificate_freezes_the_nf(running_lab: RunningLab, holder: Holder) -> None:
@@ -205,7 +206,7 @@ def test_an_expired_certificate_is_not_renewed(running_lab: RunningLab, second_c
 
 def test_a_retired_nf_renews_nothing(running_lab: RunningLab, holder: Holder) -> None:
     nf = holder.iak.nf
-    request = pb.RetireEndEntityRequest(nf_instance_id=nf.nf_instance_id)
+    request = pb.RetireEndEntityRequest(nf_instance_id=nf.nf_instance_id, tenant=TENANT, nf_type=nf.nf_type)
     running_lab.oam.registrations.RetireEndEntity(request, timeout=CALL_SECONDS)
     with refused(Reason.NF_RETIRED):
         holder.renewed(new_key())

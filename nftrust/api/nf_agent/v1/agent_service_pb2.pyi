@@ -187,6 +187,7 @@ class AgentStatus(google.protobuf.message.Message):
     CERTIFICATE_TIME_FIELD_NUMBER: builtins.int
     CONFIRM_TIME_FIELD_NUMBER: builtins.int
     CERTIFICATE_SHA256_FIELD_NUMBER: builtins.int
+    CERTIFICATE_FIELD_NUMBER: builtins.int
     state: global___AgentStatus.State.ValueType
     reason: builtins.str
     """Stable reason, where FAILED or while retrying."""
@@ -208,6 +209,10 @@ class AgentStatus(google.protobuf.message.Message):
 
     @property
     def confirm_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def certificate(self) -> global___CertificateStatus:
+        """The certificate in use; absent where there is none."""
+
     def __init__(
         self,
         *,
@@ -219,8 +224,55 @@ class AgentStatus(google.protobuf.message.Message):
         certificate_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         confirm_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         certificate_sha256: builtins.bytes = ...,
+        certificate: global___CertificateStatus | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["certificate_time", b"certificate_time", "confirm_time", b"confirm_time", "csr_time", b"csr_time", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["certificate_sha256", b"certificate_sha256", "certificate_time", b"certificate_time", "confirm_time", b"confirm_time", "csr_time", b"csr_time", "reason", b"reason", "registration", b"registration", "request_time", b"request_time", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["certificate", b"certificate", "certificate_time", b"certificate_time", "confirm_time", b"confirm_time", "csr_time", b"csr_time", "request_time", b"request_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "certificate_sha256", b"certificate_sha256", "certificate_time", b"certificate_time", "confirm_time", b"confirm_time", "csr_time", b"csr_time", "reason", b"reason", "registration", b"registration", "request_time", b"request_time", "state", b"state"]) -> None: ...
 
 global___AgentStatus = AgentStatus
+
+@typing.final
+class CertificateStatus(google.protobuf.message.Message):
+    """The certificate that the NF uses, and its renewal."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    NOT_BEFORE_FIELD_NUMBER: builtins.int
+    NOT_AFTER_FIELD_NUMBER: builtins.int
+    RENEW_TIME_FIELD_NUMBER: builtins.int
+    RENEWAL_FAILURES_FIELD_NUMBER: builtins.int
+    RENEWAL_REASON_FIELD_NUMBER: builtins.int
+    serial: builtins.str
+    """Serial number, lower-case hexadecimal."""
+    sha256: builtins.bytes
+    renewal_failures: builtins.int
+    """Renewals that failed, in a row."""
+    renewal_reason: builtins.str
+    """Stable reason of the last of them; CERTIFICATE_EXPIRED where it has ended without a successor."""
+    @property
+    def not_before(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def not_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """May have passed: then the NF needs a new enrolment."""
+
+    @property
+    def renew_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it is renewed, or tried again."""
+
+    def __init__(
+        self,
+        *,
+        serial: builtins.str = ...,
+        sha256: builtins.bytes = ...,
+        not_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        not_after: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        renew_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        renewal_failures: builtins.int = ...,
+        renewal_reason: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["not_after", b"not_after", "not_before", b"not_before", "renew_time", b"renew_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["not_after", b"not_after", "not_before", b"not_before", "renew_time", b"renew_time", "renewal_failures", b"renewal_failures", "renewal_reason", b"renewal_reason", "serial", b"serial", "sha256", b"sha256"]) -> None: ...
+
+global___CertificateStatus = CertificateStatus
