@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
+from nf_agent import AgentConfig
 from nf_agent.schedule import RenewalPolicy, Validity, draw_of, renewal_time, retry_delay
+from nftrust.errors import NftrustError, Reason
 
 DAY = 86400.0
 VALIDITY = Validity(1_000_000.0, 1_000_000.0 + 90 * DAY)
@@ -91,3 +94,17 @@ def test_the_ca_ra_may_ask_for_patience() -> None:
 def test_impossible_settings_are_refused_by_name(changes: dict[str, float], key: str) -> None:
     with pytest.raises(ValueError, match=f"^{key}: "):
         RenewalPolicy(**changes)
+
+
+@pytest.mark.parametrize("key", ["earliest", "latest", "retry_seconds", "retry_share"])
+def test_an_agent_with_impossible_settings_does_not_start(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        'nf_instance_id = "11111111-1111-4111-8111-111111111111"\nstate_dir = "s"\n'
+        'token = {module = "m", label = "l", pin_file = "p"}\n'
+        'listener = {address = "127.0.0.1:1", tls = {certificate = "c", private_key = "k", client_ca = "a"}}\n'
+        f"renewal = {{{key} = -1.0}}\n"
+    )
+    with pytest.raises(NftrustError, match=key) as refusal:
+        AgentConfig.from_file(path)
+    assert refusal.value.reason is Reason.CONFIG_INVALID
