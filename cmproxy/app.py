@@ -17,7 +17,9 @@ from cmproxy.adapters.diagnosis import PeerProbes
 from cmproxy.adapters.foreign import BINDING_KEY, ESCROW_KEY, ForeignCaRaPort, ForeignProfile, RoutedCaRaPort, seal
 from cmproxy.adapters.nf import GrpcNfPort
 from cmproxy.adapters.verifier import GrpcVerifierPort
+from cmproxy.changes import Changes
 from cmproxy.config import CmProxyConfig, ForeignCaRaConfig, PeerConfig
+from cmproxy.lease_store import SqlEnrolmentLease
 from cmproxy.machine import RetryPolicy
 from cmproxy.model import NetworkFunction, State
 from cmproxy.ports import CaRaPort
@@ -68,10 +70,12 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         identity = await asyncio.to_thread(_identity, config, token)
         store = Store.open(config.store, clock, observe=metrics.commit)
         stack.push_async_callback(asyncio.to_thread, store.close)
-        proxy_store = SqlProxyStore(store, timedelta(seconds=config.runner.lease_seconds))
+        changes, lease = Changes(), timedelta(seconds=config.runner.lease_seconds)
+        proxy_store = SqlProxyStore(store, lease, changes)
         nfs = _nf_port(config, identity, clock)
         ca_ra = _ca_ra(config, identity, token, clock, stack)
-        runner = _runner(config, identity, nfs, ca_ra, proxy_store, clock, stack)
+        leases = SqlEnrolmentLease(store, lease, changes, clock)
+        runner = _runner(config, identity, nfs, ca_ra, leases, clock, stack)
         retirer = Retirer(SqlRetirements(store, clock), ca_ra, _retry(config))
         provisioner = Provisioner(_policy(config), proxy_store, clock, partial(seal, token))
         probes = PeerProbes(config, identity, nfs, _finder(provisioner))
@@ -80,7 +84,7 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
             [
                 ServiceBinding(
                     add_ProvisioningServiceServicer_to_server,
-                    ProvisioningServicer(provisioner, proxy_store, clock, runner.wake, retirer.wake),
+                    ProvisioningServicer(provisioner, proxy_store, changes, clock, runner, retirer.wake),
                     pb.DESCRIPTOR.services_by_name["ProvisioningService"],
                 ),
                 audit_service.audit_binding(store),
@@ -97,7 +101,7 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        for work in (runner.run(), retirer.run()):
+        for work in (runner.run(), retirer.run(), changes.follow(proxy_store.newer)):
             stack.push_async_callback(_end, asyncio.create_task(work))
         certificates = {"tls management": config.management.tls.certificate, "tls client": config.client_certificate}
         yield Served([server], store, clock, token, certificates, partial(_measure, proxy_store))
@@ -135,7 +139,7 @@ def _runner(
     identity: SignerIdentity,
     nfs: GrpcNfPort,
     ca_ra: CaRaPort,
-    store: SqlProxyStore,
+    store: SqlEnrolmentLease,
     clock: GuardedClock,
     stack: contextlib.AsyncExitStack,
 ) -> Runner:

@@ -159,6 +159,22 @@ class Enrolment:
         return f"networkFunctions/{self.nf_instance_id}/enrolments/{self.id}"
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An enrolment that is leased to its holder, and its NF; None where an ended enrolment has outlived it."""
+
+    enrolment: Enrolment
+    nf: NetworkFunction | None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What StartEnrolment led to; ``claimed`` where it is leased to the owner that was named."""
+
+    enrolment: Enrolment
+    claimed: Claimed | None
+
+
 #: Refusals that time or a peer cures although the same call failed for good.
 WAIT_FOR = frozenset({Reason.ATTESTATION_RESULT_MISSING, Reason.REGISTRATION_OPEN})
 #: Refusals that may mean an attack: a person looks before anything goes on.

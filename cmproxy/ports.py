@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
-from cmproxy.model import Enrolment, NetworkFunction
+from cmproxy.model import Claimed, Enrolment, NetworkFunction
 from nftrust.errors import Reason, invalid_field
 from nftrust.pkcs11.operations import MAX_SECRET_BYTES, MIN_SECRET_BYTES
 
@@ -200,7 +200,7 @@ class Retirements(Protocol):
 class EnrolmentLease(Protocol):
     """The runner's hold on enrolments in storage; every write is guarded by the epoch."""
 
-    async def claim(self, owner: str, limit: int) -> list[Enrolment]:
+    async def claim(self, owner: str, limit: int) -> list[Claimed]:
         """Due enrolments, leased to ``owner`` under a new epoch."""
         ...
 
@@ -218,5 +218,3 @@ class EnrolmentLease(Protocol):
     async def release_all(self, owner: str) -> None:
         """A restarted instance takes over its own leases at once."""
         ...
-
-    async def network_function(self, nf_instance_id: str) -> NetworkFunction: ...

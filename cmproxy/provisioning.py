@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from cmproxy.model import Enrolment, HandedCredential, NetworkFunction, State
+from cmproxy.model import Enrolment, HandedCredential, NetworkFunction, Started, State
 from cmproxy.ports import ForeignCredential
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason, invalid_field
@@ -56,8 +56,16 @@ class ProvisioningStore(Protocol):
     async def retire_network_function(self, nf_instance_id: str, actor: str) -> NetworkFunction: ...
 
     async def start_enrolment(
-        self, enrolment: Enrolment, actor: str, request_id: str | None, request_sha256: bytes
-    ) -> Enrolment: ...
+        self,
+        nf_instance_id: str,
+        begin: Callable[[NetworkFunction | None], Enrolment],
+        actor: str,
+        request_id: str | None,
+        request_sha256: bytes,
+        owner: str,
+    ) -> Started:
+        """``begin`` makes the enrolment of the NF, or refuses; ``owner``, if any, has it leased from the start."""
+        ...
 
     async def find_enrolment(self, enrolment_id: str) -> Enrolment | None: ...
 
@@ -88,10 +96,7 @@ class Provisioner:
 
     async def get(self, nf_instance_id: str, scope: Scope) -> NetworkFunction:
         """Another tenant's network function looks like none."""
-        nf = await self._store.find_network_function(parse_nf_instance_id(nf_instance_id))
-        if nf is None or not scope.covers_tenant(nf.tenant):
-            raise NftrustError(Reason.NF_NOT_FOUND)
-        return nf
+        return _visible(await self._store.find_network_function(parse_nf_instance_id(nf_instance_id)), scope)
 
     async def update(self, wanted: NetworkFunction, etag: str, actor: str, scope: Scope) -> NetworkFunction:
         known = await self.get(wanted.nf_instance_id, scope)
@@ -120,34 +125,43 @@ class Provisioner:
         request_id: str,
         sha256: bytes,
         credential: ForeignCredential | None = None,
-    ) -> Enrolment:
-        nf = await self.get(nf_instance_id, scope)
-        handed = await self._handed(nf, credential)
+        owner: str = "",
+    ) -> Started:
+        """``owner``, where it is given, holds the lease of the new enrolment."""
+        nf_id = parse_nf_instance_id(nf_instance_id)
+        handed = None
+        if credential is not None:
+            self._require_credential(await self.get(nf_id, scope), given=True)
+            handed = await self._sealed(nf_id, credential)
         key = parse_uuid(request_id, "request_id") if request_id else None
-        now = self._clock.now()
-        enrolment = Enrolment(
-            id=str(uuid.uuid4()),
-            nf_instance_id=nf.nf_instance_id,
-            tenant=nf.tenant,
-            state=State.ATTESTING,
-            working=State.ATTESTING,
-            allow_re_enrolment=allow_re_enrolment,
-            credential=handed,
-            create_time=now,
-            update_time=now,
-            next_time=now,
-        )
-        return await self._store.start_enrolment(enrolment, actor, key, sha256)
+        now, enrolment_id = self._clock.now(), str(uuid.uuid4())
 
-    async def _handed(self, nf: NetworkFunction, credential: ForeignCredential | None) -> bytes | None:
-        """What OAM hands in for a foreign CA/RA, sealed; None where a CA/RA is asked."""
-        wanted = self._policy.by_hand and nf.profile in self._policy.foreign_profiles
-        if wanted != (credential is not None):
+        def begin(nf: NetworkFunction | None) -> Enrolment:
+            known = _visible(nf, scope)
+            self._require_credential(known, given=handed is not None)
+            return Enrolment(
+                id=enrolment_id,
+                nf_instance_id=known.nf_instance_id,
+                tenant=known.tenant,
+                state=State.ATTESTING,
+                working=State.ATTESTING,
+                allow_re_enrolment=allow_re_enrolment,
+                credential=handed,
+                create_time=now,
+                update_time=now,
+                next_time=now,
+            )
+
+        return await self._store.start_enrolment(nf_id, begin, actor, key, sha256, owner)
+
+    def _require_credential(self, nf: NetworkFunction, *, given: bool) -> None:
+        """OAM hands in a foreign CA/RA's credential where nobody asks for one, and only there."""
+        if given != (self._policy.by_hand and nf.profile in self._policy.foreign_profiles):
             raise NftrustError(Reason.FOREIGN_CREDENTIAL_REFUSED)
-        if credential is None:
-            return None
+
+    async def _sealed(self, nf_instance_id: str, credential: ForeignCredential) -> bytes:
         credential.check()
-        return msgspec.json.encode(await self._seal(nf.nf_instance_id, credential.reference, credential.secret))
+        return msgspec.json.encode(await self._seal(nf_instance_id, credential.reference, credential.secret))
 
     async def enrolment(self, nf_instance_id: str, enrolment_id: str, scope: Scope) -> Enrolment:
         found = await self._store.find_enrolment(parse_uuid(enrolment_id, "name"))
@@ -195,6 +209,13 @@ class Provisioner:
         for limit in (scope, root_scope):  # the caller's, and the root's: vendor A's root is not for vendor B's NF
             limit.require(tenant=checked.tenant, nf_type=nf_type, fqdns=checked.fqdns)
         return checked
+
+
+def _visible(nf: NetworkFunction | None, scope: Scope) -> NetworkFunction:
+    """Raises NftrustError(NF_NOT_FOUND)."""
+    if nf is None or not scope.covers_tenant(nf.tenant):
+        raise NftrustError(Reason.NF_NOT_FOUND)
+    return nf
 
 
 def _only_tenant(scope: Scope) -> str:

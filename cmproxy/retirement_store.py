@@ -7,13 +7,11 @@ from datetime import timedelta
 from sqlalchemy import Update, select, update
 
 from cmproxy.model import NetworkFunction
-from cmproxy.store import network_function_of
+from cmproxy.rows import ACTOR, network_function_of
 from cmproxy.tables import enrolment, network_function, network_function_fqdn
 from nftrust.clock import Clock
 from nftrust.errors import Reason
 from nftrust.storage import Executor, Store, Transaction
-
-_ACTOR = "urn:nftrust:cm-proxy"
 
 
 class SqlRetirements:
@@ -53,7 +51,7 @@ class SqlRetirements:
             # Whatever takes the NF's place may bear its name.
             names = network_function_fqdn
             tx.execute(names.delete().where(names.c.nf_instance_id == nf.nf_instance_id))
-            tx.audit(actor=_ACTOR, action="networkfunction.retired", subject=nf.name)
+            tx.audit(actor=ACTOR, action="networkfunction.retired", subject=nf.name)
 
         await self._store.write(work)
 

@@ -1,7 +1,9 @@
 """Drives enrolments: claims due ones under a lease and performs what their state asks for.
 
-State changes are persisted before the next effect is attempted; every effect
-is idempotent at the callee. Fencing protects our rows; the callees deduplicate.
+What is persisted before an effect is attempted suffices to attempt it again,
+and every effect is idempotent at the callee. So a state that follows from
+repeatable answers alone is not written down by itself (see _unwritten).
+Fencing protects our rows; the callees deduplicate.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from datetime import datetime, timedelta
 
 from cmproxy import machine
 from cmproxy.machine import RetryPolicy, with_steps
-from cmproxy.model import Enrolment, NetworkFunction, State, Step
+from cmproxy.model import Claimed, Enrolment, NetworkFunction, State, Step
 from cmproxy.ports import CaRaPort, EnrolmentLease, NfPort, NfSession, NfStatus, RunnerObserver, VerifierPort
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
@@ -51,6 +53,8 @@ class Drive:
     enrolment: Enrolment
     nf: NetworkFunction
     stack: AsyncExitStack
+    #: The steps that have been told of.
+    told: set[int]
     session: NfSession | None = None
     iak: bytes = field(default=b"", repr=False)
 
@@ -76,6 +80,11 @@ class Runner:
         self._clock = clock
         self._observer = observer
         self._wake = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        #: Nothing is driven before an earlier life's leases are released, nor after the end.
+        self._open = False
+        #: There was more to claim than places.
+        self._crowded = False
         self._work: Mapping[State, Callable[[Drive], Awaitable[Enrolment]]] = {
             State.ATTESTING: self._attest,
             State.REGISTERING: self._register,
@@ -87,44 +96,70 @@ class Runner:
         """There is new work."""
         self._wake.set()
 
+    @property
+    def spare(self) -> str:
+        """The owner of a lease that would be driven at once; empty where there is no place for one more."""
+        return self._policy.owner if self._open and self._places > 0 else ""
+
+    def drive(self, claimed: Claimed) -> None:
+        """Drive what is leased to us. After the runner's end the lease is left to whoever starts next."""
+        if not self._open:
+            return
+        task = asyncio.create_task(self._drive(claimed))
+        self._running.add(task)
+        task.add_done_callback(self._driven)
+
     async def run(self) -> None:
         """Until cancelled; a failing database slows it down and does not end it."""
-        running: set[asyncio.Task[None]] = set()
-        released = False
         try:
             while True:
                 self._wake.clear()
-                claimed: list[Enrolment] = []
                 try:
-                    if not released:
+                    if not self._open:
                         await self._store.release_all(self._policy.owner)
-                        released = True
-                    free = self._policy.concurrency - len(running)
-                    claimed = await self._store.claim(self._policy.owner, free) if free > 0 else []
+                        self._open = True
+                    await self._claim()
                 except NftrustError as error:
                     log.warning("enrolments cannot be claimed", extra={"reason": error.reason.name})
                 except Exception:
                     log.exception("enrolments cannot be claimed")
-                for enrolment in claimed:
-                    task = asyncio.create_task(self._drive(enrolment))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
-                    task.add_done_callback(lambda _: self._wake.set())
                 with contextlib.suppress(TimeoutError):
                     # Not wait_for: that of Python 3.11 forgets a cancellation which meets the wake-up.
                     async with asyncio.timeout(self._policy.poll.total_seconds()):
                         await self._wake.wait()
         finally:
-            for task in running:
+            self._open = False
+            for task in self._running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _drive(self, enrolment: Enrolment) -> None:
+    @property
+    def _places(self) -> int:
+        return self._policy.concurrency - len(self._running)
+
+    async def _claim(self) -> None:
+        places = self._places
+        claimed = await self._store.claim(self._policy.owner, places) if places > 0 else []
+        self._crowded = len(claimed) >= places
+        for each in claimed:
+            self.drive(each)
+
+    def _driven(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._crowded:
+            self._wake.set()
+
+    async def _drive(self, claimed: Claimed) -> None:
+        enrolment = claimed.enrolment
         correlation_id.set(enrolment.id)
         try:
-            nf = await self._store.network_function(enrolment.nf_instance_id)
+            if enrolment.cleanup:
+                await self._clean_up(enrolment)
+                return
+            if claimed.nf is None:
+                raise NftrustError(Reason.NF_NOT_FOUND)
             async with AsyncExitStack() as stack:
-                drive = Drive(enrolment, nf, stack)
+                drive = Drive(enrolment, claimed.nf, stack, {step.number for step in enrolment.steps})
                 keeper = asyncio.create_task(self._keep_lease(enrolment, asyncio.current_task()))
                 stack.callback(keeper.cancel)
                 await self._drive_on(drive)
@@ -145,9 +180,6 @@ class Runner:
 
     async def _drive_on(self, drive: Drive) -> None:
         """State by state until it ends, waits or is parked."""
-        if drive.enrolment.cleanup:
-            await self._clean_up(drive)
-            return
         drive.enrolment = machine.resume(drive.enrolment)
         while drive.enrolment.state in self._work:
             try:
@@ -156,22 +188,40 @@ class Runner:
                 after = machine.fail(drive.enrolment, error, self._clock.now(), self._policy.retry)
                 log.warning("enrolment step refused", extra=_fields(after, error.reason.name))
                 self._observer.refused(drive.enrolment.state.value, error.reason)
+            if self._unwritten(drive.enrolment.state, after):
+                drive.enrolment = after
+                continue
             await self._save(drive, after, hold=after.state in self._work)
             if after.end_time is not None:
                 self._observer.ended(after.state.value, after.end_time - after.create_time)
             if after.cleanup:
                 self.wake()
 
+    def _unwritten(self, before: State, after: Enrolment) -> bool:
+        """Whether the new state is left to the next write: whoever takes over from the old one gets the same answers.
+
+        That is so for the verifier, and for our CA/RA, which answers a repeated
+        registration from its store. A foreign one may give another secret each time.
+        """
+        if before is State.ATTESTING:
+            return after.state is State.REGISTERING
+        registered = before is State.REGISTERING and after.state is State.DELIVERING
+        return registered and not self._ca_ra.hands_over(after.registration)
+
     async def _save(self, drive: Drive, after: Enrolment, *, hold: bool, pin: bytes | None = None) -> None:
+        drive.enrolment = saved = await self._write(after, hold=hold, pin=pin)
+        for step in saved.steps:
+            if step.number not in drive.told:
+                drive.told.add(step.number)
+                log.info("step", extra={"enrolment": saved.name, "step": step.number})
+                self._observer.step(step.number)
+
+    async def _write(self, after: Enrolment, *, hold: bool, pin: bytes | None = None) -> Enrolment:
+        """Raises LeaseLost."""
         saved = await self._store.save(after, hold=hold, pin=pin)
         if saved is None:
             raise LeaseLost
-        before = {step.number for step in drive.enrolment.steps}
-        for step in saved.steps:
-            if step.number not in before:
-                log.info("step", extra={"enrolment": saved.name, "step": step.number})
-                self._observer.step(step.number)
-        drive.enrolment = saved
+        return saved
 
     async def _session(self, drive: Drive) -> NfSession:
         if drive.session is None:
@@ -241,7 +291,7 @@ class Runner:
             await session.deliver(drive.enrolment.enrolment_info, drive.iak)
         except NftrustError as error:
             # An answer of the NF that was lost may mean that it went on without us.
-            if error.reason is not Reason.AGENT_NOT_ARMED or not await self._in_use(drive):
+            if error.reason is not Reason.AGENT_NOT_ARMED or not await self._was_given(session, drive):
                 raise
         drive.iak = b""
         now = self._clock.now()
@@ -249,8 +299,14 @@ class Runner:
         to = State.DELIVERED if self._ca_ra.hands_over(drive.enrolment.registration) else State.ENROLLING
         return machine.advance(drive.enrolment, to, now, steps=[step])
 
-    async def _in_use(self, drive: Drive) -> bool:
-        return (await self._ca_ra.get(drive.enrolment.registration)).state in ("issued", "confirmed")
+    async def _was_given(self, session: NfSession, drive: Drive) -> bool:
+        """Whether the NF has had the registration already; what became of it is seen next."""
+        registration = drive.enrolment.registration
+        if self._ca_ra.hands_over(registration):
+            return False
+        async for status in session.watch():
+            return status.registration == registration
+        return False
 
     async def _observe(self, drive: Drive) -> Enrolment:
         """Steps 8 to 10, as the NF reports them; the CA/RA has the last word."""
@@ -283,7 +339,7 @@ class Runner:
         raise _refusal_of(status)
 
     async def _watch(self, drive: Drive) -> NfStatus:
-        """Follow the NF until it is through, recording steps 8 and 9 as they come."""
+        """Follow the NF until it is through, noting steps 8 and 9."""
         session = await self._session(drive)
         async for status in session.watch():
             if status.registration != drive.enrolment.registration:
@@ -292,17 +348,14 @@ class Runner:
                 *_step(8, "NF made its key pair and CSR in its token", status.csr_time),
                 *_step(9, "NF sent its certificate request to the CA/RA", status.request_time),
             ]
-            merged = with_steps(drive.enrolment.steps, steps)
-            if merged != drive.enrolment.steps:
-                after = replace(drive.enrolment, steps=merged, update_time=self._clock.now())
-                await self._save(drive, after, hold=True)
+            # Not written by itself: the NF can be asked for it again.
+            drive.enrolment = replace(drive.enrolment, steps=with_steps(drive.enrolment.steps, steps))
             if status.phase != "enrolling":
                 return status
         raise NftrustError(Reason.NF_UNREACHABLE)
 
-    async def _clean_up(self, drive: Drive) -> None:
+    async def _clean_up(self, enrolment: Enrolment) -> None:
         """Revoke what an ended enrolment may have left open at the CA/RA."""
-        enrolment = drive.enrolment
         assert enrolment.intent is not None
         try:
             registration = enrolment.registration or (await self._ca_ra.register(enrolment.intent)).registration.name
@@ -311,9 +364,9 @@ class Runner:
             if error.transient:
                 delay = self._policy.retry.delay(enrolment.attempt + 1, error.retry_after)
                 later = replace(enrolment, attempt=enrolment.attempt + 1, next_time=self._clock.now() + delay)
-                await self._save(drive, later, hold=False)
+                await self._write(later, hold=False)
                 return
-        await self._save(drive, machine.cleaned_up(enrolment, self._clock.now()), hold=False)
+        await self._write(machine.cleaned_up(enrolment, self._clock.now()), hold=False)
 
 
 def _refusal_of(status: NfStatus) -> NftrustError:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from cmproxy import convert
-from cmproxy.model import Enrolment, NetworkFunction
+from cmproxy.changes import Changes
+from cmproxy.model import Claimed, Enrolment, NetworkFunction
 from cmproxy.provisioning import Provisioner
 from cmproxy.store import SqlProxyStore
 from nftrust import jose
@@ -25,13 +24,29 @@ from nftrust.paging import cut, decode_number, decode_token, page_size
 from nftrust.rpc.peer import current_peer
 
 Context = grpc.aio.ServicerContext[Any, Any]
-WATCH_POLL_SECONDS = 0.5
 _NFS, _ENROLMENTS = "nf", "enrolment"
 
 
 def request_hash(request: Message) -> bytes:
     """What identifies a request's body for idempotency."""
     return jose.sha256(request.SerializeToString(deterministic=True))
+
+
+class Driver(Protocol):
+    """Who drives enrolments on."""
+
+    @property
+    def spare(self) -> str:
+        """The owner of a lease that would be driven at once; empty where there is no place for one more."""
+        ...
+
+    def drive(self, claimed: Claimed) -> None:
+        """It is leased to the owner that :attr:`spare` named."""
+        ...
+
+    def wake(self) -> None:
+        """There is new work in storage."""
+        ...
 
 
 class ProvisioningServicer(ProvisioningServiceServicer):
@@ -41,14 +56,16 @@ class ProvisioningServicer(ProvisioningServiceServicer):
         self,
         provisioner: Provisioner,
         store: SqlProxyStore,
+        changes: Changes,
         clock: Clock,
-        wake: Callable[[], None],
+        driver: Driver,
         wake_retirer: Callable[[], None],
     ) -> None:
         self._provisioner = provisioner
         self._store = store
         self._clock = clock
-        self._wake = wake
+        self._changes = changes
+        self._driver = driver
         self._wake_retirer = wake_retirer
 
     async def CreateNetworkFunction(
@@ -98,7 +115,7 @@ class ProvisioningServicer(ProvisioningServiceServicer):
         peer = current_peer()
         retiring = await self._provisioner.retire(convert.nf_name(request.name), peer.uri, peer.scope)
         self._wake_retirer()
-        self._wake()  # the cancelled enrolment has to be cleaned up
+        self._driver.wake()  # the cancelled enrolment has to be cleaned up
         return convert.network_function_message(retiring)
 
     async def StartEnrolment(self, request: pb.StartEnrolmentRequest, context: Context) -> pb.Enrolment:
@@ -111,9 +128,13 @@ class ProvisioningServicer(ProvisioningServiceServicer):
             request.request_id,
             request_hash(convert.without_secret(request)),
             convert.foreign_credential(request),
+            self._driver.spare,
         )
-        self._wake()
-        return convert.enrolment_message(started)
+        if started.claimed is None:
+            self._driver.wake()
+        else:
+            self._driver.drive(started.claimed)
+        return convert.enrolment_message(started.enrolment)
 
     async def GetEnrolment(self, request: pb.GetEnrolmentRequest, context: Context) -> pb.Enrolment:
         return convert.enrolment_message(await self._find(request.name))
@@ -133,27 +154,20 @@ class ProvisioningServicer(ProvisioningServiceServicer):
         peer = current_peer()
         nf_instance_id, enrolment_id = convert.enrolment_name(request.name)
         cancelled = await self._provisioner.cancel(nf_instance_id, enrolment_id, peer.uri, peer.scope)
-        self._wake()
+        self._driver.wake()
         return convert.enrolment_message(cancelled)
 
     async def WatchEnrolment(
         self, request: pb.WatchEnrolmentRequest, context: Context
     ) -> AsyncIterator[pb.WatchEnrolmentResponse]:
-        revision = -1
-        while True:
-            _, enrolment_id = convert.enrolment_name(request.name)
-            change = self._store.change_of(enrolment_id)
-            current = await self._find(request.name)
-            if current.revision != revision:
-                revision = current.revision
+        _, enrolment_id = convert.enrolment_name(request.name)
+        with self._changes.watch(enrolment_id) as feed:
+            feed.put(await self._find(request.name))
+            while True:
+                current = await feed.next()
                 yield pb.WatchEnrolmentResponse(enrolment=convert.enrolment_message(current))
-            if current.state.ended:
-                return
-            # A change made here wakes us; one made by another process is seen by the poll.
-            # Not wait_for: that of Python 3.11 forgets the drain's cancellation where it meets the change.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_POLL_SECONDS):
-                    await change.wait()
+                if current.state.ended:
+                    return
 
     async def _find(self, name: str) -> Enrolment:
         if not name:

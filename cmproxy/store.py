@@ -1,90 +1,44 @@
-"""The CM proxy's storage: each method one transaction or one read."""
+"""The CM proxy's storage of what OAM asks for: each method one transaction or one read."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-import msgspec
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from cmproxy import machine
-from cmproxy.model import Enrolment, NetworkFunction, Problem, ServiceState, State, Step
+from cmproxy.changes import Changes
+from cmproxy.model import Claimed, Enrolment, NetworkFunction, ServiceState, Started, State
+from cmproxy.rows import (
+    enrolment_of,
+    enrolment_values,
+    find_enrolment,
+    find_network_function,
+    network_function_of,
+    network_function_values,
+    write_enrolment,
+)
 from cmproxy.tables import enrolment, network_function, network_function_fqdn
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Executor, Store, Transaction
 from nftrust.storage.idempotency import recall, remember
 
-_NF_COLUMNS = [column.name for column in network_function.columns]
-
-
-def network_function_of(row: Row[Any]) -> NetworkFunction:
-    """A row of the network function table as the domain sees it."""
-    values = row._asdict()
-    values["fqdns"] = tuple(row.fqdns.split(" "))
-    return NetworkFunction(**values)
-
-
-def _nf_values(nf: NetworkFunction) -> dict[str, Any]:
-    return {name: getattr(nf, name) for name in _NF_COLUMNS} | {"fqdns": " ".join(nf.fqdns)}
-
-
-def _enrolment(row: Row[Any]) -> Enrolment:
-    values = row._asdict()
-    for name in ("sequence", "owner", "active"):
-        del values[name]
-    return Enrolment(
-        **values
-        | {
-            "state": State(row.state),
-            "working": State(row.working),
-            "problem": None if row.problem is None else msgspec.json.decode(row.problem, type=Problem),
-            "steps": msgspec.json.decode(row.steps, type=tuple[Step, ...]),
-        }
-    )
-
-
-def _enrolment_values(value: Enrolment) -> dict[str, Any]:
-    names = (column.name for column in enrolment.columns if column.name not in ("sequence", "owner", "active"))
-    return {name: getattr(value, name) for name in names} | {
-        "state": value.state.value,
-        "working": value.working.value,
-        "problem": None if value.problem is None else msgspec.json.encode(value.problem).decode(),
-        "steps": msgspec.json.encode(value.steps).decode(),
-        "active": None if value.state.ended else 1,
-    }
-
-
-def _find_nf(executor: Executor, nf_instance_id: str) -> NetworkFunction | None:
-    row = executor.execute(
-        select(network_function).where(network_function.c.nf_instance_id == nf_instance_id)
-    ).one_or_none()
-    return None if row is None else network_function_of(row)
-
-
-def _find(executor: Executor, enrolment_id: str) -> Enrolment | None:
-    row = executor.execute(select(enrolment).where(enrolment.c.id == enrolment_id)).one_or_none()
-    return None if row is None else _enrolment(row)
+_ACTIVE = select(enrolment.c.id).where(enrolment.c.nf_instance_id == bindparam("id"), enrolment.c.active == 1)
+_NEXT_SEQUENCE = select(func.coalesce(func.max(enrolment.c.sequence), 0) + 1)
+_INSERT = enrolment.insert()
+_REVISIONS = select(enrolment.c.id, enrolment.c.revision).where(enrolment.c.id.in_(bindparam("ids", expanding=True)))
 
 
 class SqlProxyStore:
-    """Implements ProvisioningStore and EnrolmentLease on :class:`nftrust.storage.Store`."""
+    """Implements ProvisioningStore on :class:`nftrust.storage.Store`."""
 
-    def __init__(self, store: Store, lease: timedelta) -> None:
+    def __init__(self, store: Store, lease: timedelta, changes: Changes) -> None:
         self._store = store
         self._lease = lease
-        self._watched: dict[str, asyncio.Event] = {}
-
-    def change_of(self, enrolment_id: str) -> asyncio.Event:
-        """Set at the next change that this process makes to the enrolment."""
-        return self._watched.setdefault(enrolment_id, asyncio.Event())
-
-    def _tell(self, enrolment_id: str) -> None:
-        event = self._watched.pop(enrolment_id, None)
-        if event is not None:
-            event.set()
+        self._changes = changes
 
     # Network functions
 
@@ -95,12 +49,12 @@ class SqlProxyStore:
 
         def work(tx: Transaction) -> NetworkFunction:
             scope = f"create:{actor}"
-            known = _find_nf(tx, nf.nf_instance_id)
+            known = find_network_function(tx, nf.nf_instance_id)
             if request_id is not None and recall(tx, scope, request_id, request_sha256) is not None and known:
                 return known
             if known is not None:
                 raise NftrustError(Reason.NF_ALREADY_EXISTS)
-            tx.execute(network_function.insert().values(_nf_values(nf)))
+            tx.execute(network_function.insert().values(network_function_values(nf)))
             _take_fqdns(tx, nf, shared)
             if request_id is not None:
                 remember(tx, scope, request_id, request_sha256, nf.name.encode())
@@ -110,13 +64,7 @@ class SqlProxyStore:
         return await self._store.write(work)
 
     async def find_network_function(self, nf_instance_id: str) -> NetworkFunction | None:
-        return await self._store.read(lambda c: _find_nf(c, nf_instance_id))
-
-    async def network_function(self, nf_instance_id: str) -> NetworkFunction:
-        found = await self.find_network_function(nf_instance_id)
-        if found is None:
-            raise NftrustError(Reason.NF_NOT_FOUND)
-        return found
+        return await self._store.read(lambda c: find_network_function(c, nf_instance_id))
 
     async def list_network_functions(
         self, tenants: tuple[str, ...], limit: int, after: str | None
@@ -141,7 +89,7 @@ class SqlProxyStore:
             tx.execute(
                 update(network_function)
                 .where(network_function.c.nf_instance_id == nf.nf_instance_id)
-                .values(_nf_values(changed))
+                .values(network_function_values(changed))
             )
             _take_fqdns(tx, changed, shared)
             tx.audit(actor=actor, action="networkfunction.update", subject=nf.name, detail=_audit_detail(changed))
@@ -164,8 +112,8 @@ class SqlProxyStore:
     async def retire_network_function(self, nf_instance_id: str, actor: str) -> NetworkFunction:
         """Note the intention and cancel the active enrolment; or find it noted. Raises NftrustError(NF_NOT_FOUND)."""
 
-        def work(tx: Transaction) -> tuple[NetworkFunction, str | None]:
-            known = _find_nf(tx, nf_instance_id)
+        def work(tx: Transaction) -> tuple[NetworkFunction, Enrolment | None]:
+            known = find_network_function(tx, nf_instance_id)
             if known is None:
                 raise NftrustError(Reason.NF_NOT_FOUND)
             if known.service is not ServiceState.IN_SERVICE:
@@ -180,42 +128,48 @@ class SqlProxyStore:
             tx.execute(
                 update(network_function)
                 .where(network_function.c.nf_instance_id == nf_instance_id)
-                .values(_nf_values(retiring))
+                .values(network_function_values(retiring))
             )
             tx.audit(actor=actor, action="networkfunction.retire", subject=known.name)
             active = _active(tx, nf_instance_id)
-            if active is not None:
-                _cancel(tx, active, actor)
-            return retiring, active
+            return retiring, None if active is None else _cancel(tx, active, actor)
 
         retiring, cancelled = await self._store.write(work)
         if cancelled is not None:
-            self._tell(cancelled)
+            self._changes.publish(cancelled)
         return retiring
 
     # Enrolments
 
     async def start_enrolment(
-        self, new: Enrolment, actor: str, request_id: str | None, request_sha256: bytes
-    ) -> Enrolment:
-        """Raises NftrustError(NF_NOT_FOUND, NF_RETIRED, ENROLMENT_ACTIVE, REQUEST_ID_REUSED)."""
+        self,
+        nf_instance_id: str,
+        begin: Callable[[NetworkFunction | None], Enrolment],
+        actor: str,
+        request_id: str | None,
+        request_sha256: bytes,
+        owner: str,
+    ) -> Started:
+        """Raises NftrustError(NF_RETIRED, ENROLMENT_ACTIVE, REQUEST_ID_REUSED) and what ``begin`` raises."""
 
-        def work(tx: Transaction) -> Enrolment:
+        def work(tx: Transaction) -> Started:
+            nf = find_network_function(tx, nf_instance_id)
+            new = begin(nf)
+            assert nf is not None  # else ``begin`` has raised
             scope = f"start:{actor}"
             if request_id is not None:
                 stored = recall(tx, scope, request_id, request_sha256)
-                known = None if stored is None else _find(tx, stored.decode())
+                known = None if stored is None else find_enrolment(tx, stored.decode())
                 if known is not None:
-                    return known
-            nf = _find_nf(tx, new.nf_instance_id)
-            if nf is None:
-                raise NftrustError(Reason.NF_NOT_FOUND)
+                    return Started(known, None)
             if nf.service is not ServiceState.IN_SERVICE:
                 raise NftrustError(Reason.NF_RETIRED)
-            if _active(tx, new.nf_instance_id) is not None:
+            if _active(tx, nf_instance_id) is not None:
                 raise NftrustError(Reason.ENROLMENT_ACTIVE)
-            sequence = tx.execute(select(func.coalesce(func.max(enrolment.c.sequence), 0) + 1)).scalar_one()
-            tx.execute(enrolment.insert().values(_enrolment_values(new) | {"sequence": sequence, "owner": ""}))
+            if owner:
+                new = replace(new, epoch=1, next_time=tx.now + self._lease)
+            sequence = tx.execute(_NEXT_SEQUENCE).scalar_one()
+            tx.execute(_INSERT, enrolment_values(new) | {"sequence": sequence, "owner": owner})
             if request_id is not None:
                 remember(tx, scope, request_id, request_sha256, new.id.encode())
             tx.audit(
@@ -224,12 +178,22 @@ class SqlProxyStore:
                 subject=new.name,
                 detail={"allow_re_enrolment": new.allow_re_enrolment},
             )
-            return new
+            return Started(new, Claimed(new, nf) if owner else None)
 
         return await self._store.write(work)
 
     async def find_enrolment(self, enrolment_id: str) -> Enrolment | None:
-        return await self._store.read(lambda c: _find(c, enrolment_id))
+        return await self._store.read(lambda c: find_enrolment(c, enrolment_id))
+
+    async def newer(self, known: Mapping[str, int]) -> list[Enrolment]:
+        """Those of the enrolments that have gone beyond the revision given."""
+
+        def work(executor: Executor) -> list[Enrolment]:
+            rows = executor.execute(_REVISIONS, {"ids": list(known)}).all()
+            found = [find_enrolment(executor, row.id) for row in rows if row.revision > known[row.id]]
+            return [each for each in found if each is not None]
+
+        return await self._store.read(work)
 
     async def list_enrolments(
         self, nf_instance_id: str | None, tenants: tuple[str, ...], limit: int, before: int | None
@@ -241,7 +205,9 @@ class SqlProxyStore:
             statement = statement.where(enrolment.c.tenant.in_(tenants))
         if before is not None:
             statement = statement.where(enrolment.c.sequence < before)
-        return await self._store.read(lambda c: [(row.sequence, _enrolment(row)) for row in c.execute(statement).all()])
+        return await self._store.read(
+            lambda c: [(row.sequence, enrolment_of(row)) for row in c.execute(statement).all()]
+        )
 
     async def count_by_state(self) -> dict[State, int]:
         """How many enrolments there are in each state that any is in."""
@@ -252,123 +218,28 @@ class SqlProxyStore:
         """Raises NftrustError(ENROLMENT_NOT_FOUND, ENROLMENT_ENDED)."""
 
         cancelled = await self._store.write(lambda tx: _cancel(tx, enrolment_id, actor))
-        self._tell(enrolment_id)
+        self._changes.publish(cancelled)
         return cancelled
-
-    # The runner's lease
-
-    async def claim(self, owner: str, limit: int) -> list[Enrolment]:
-        def work(tx: Transaction) -> list[Enrolment]:
-            due = (
-                select(enrolment.c.id)
-                .where(enrolment.c.next_time <= tx.now)
-                .order_by(enrolment.c.next_time)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            )
-            claimed = [row.id for row in tx.execute(due)]
-            if not claimed:
-                return []
-            tx.execute(
-                update(enrolment)
-                .where(enrolment.c.id.in_(claimed))
-                .values(owner=owner, next_time=tx.now + self._lease, epoch=enrolment.c.epoch + 1)
-            )
-            rows = tx.execute(select(enrolment).where(enrolment.c.id.in_(claimed)))
-            return [_enrolment(row) for row in rows]
-
-        earliest = select(func.min(enrolment.c.next_time)).where(enrolment.c.next_time.is_not(None))
-        if await self._store.read(lambda c: c.execute(earliest).scalar_one_or_none()) is None:
-            return []  # an idle proxy writes nothing
-        return await self._store.write(work)
-
-    async def renew(self, held: Enrolment) -> bool:
-        def work(tx: Transaction) -> bool:
-            renewed = tx.execute(
-                update(enrolment)
-                .where(enrolment.c.id == held.id, enrolment.c.epoch == held.epoch)
-                .values(next_time=tx.now + self._lease)
-            )
-            return renewed.rowcount == 1
-
-        return await self._store.write(work)
-
-    async def save(self, held: Enrolment, *, hold: bool, pin: bytes | None = None) -> Enrolment | None:
-        def work(tx: Transaction) -> Enrolment | None:
-            current = tx.execute(select(enrolment.c.epoch).where(enrolment.c.id == held.id)).scalar_one_or_none()
-            if current != held.epoch:
-                return None
-            if pin is not None:
-                _pin(tx, held, pin)
-            saved = _write(tx, replace(held, next_time=tx.now + self._lease) if hold else held)
-            if saved.state.ended and not hold and not saved.cleanup:
-                _audit_end(tx, saved)
-            return saved
-
-        saved = await self._store.write(work)
-        self._tell(held.id)
-        return saved
-
-    async def release_all(self, owner: str) -> None:
-        def work(tx: Transaction) -> None:
-            tx.execute(
-                update(enrolment)
-                .where(enrolment.c.owner == owner, enrolment.c.next_time.is_not(None))
-                .values(next_time=tx.now, epoch=enrolment.c.epoch + 1)
-            )
-
-        await self._store.write(work)
-
-
-def _write(tx: Transaction, value: Enrolment) -> Enrolment:
-    written = replace(value, revision=value.revision + 1)
-    tx.execute(update(enrolment).where(enrolment.c.id == value.id).values(_enrolment_values(written)))
-    return written
 
 
 def _cancel(tx: Transaction, enrolment_id: str, actor: str) -> Enrolment:
-    known = _find(tx, enrolment_id)
+    known = find_enrolment(tx, enrolment_id)
     if known is None:
         raise NftrustError(Reason.ENROLMENT_NOT_FOUND)
-    cancelled = _write(tx, machine.cancel(known, tx.now))
+    cancelled = write_enrolment(tx, machine.cancel(known, tx.now), known.epoch)
+    assert cancelled is not None  # read in this transaction
     tx.audit(actor=actor, action="enrolment.cancel", subject=known.name)
     return cancelled
 
 
-def _pin(tx: Transaction, held: Enrolment, pin: bytes) -> None:
-    """Record the transport key of the first verified contact (security rule 2)."""
-    tx.execute(
-        update(network_function)
-        .where(network_function.c.nf_instance_id == held.nf_instance_id)
-        .values(pinned_sha256=pin, version=network_function.c.version + 1, update_time=tx.now)
-    )
-    tx.audit(
-        actor="urn:nftrust:cm-proxy",
-        action="networkfunction.pin",
-        subject=f"networkFunctions/{held.nf_instance_id}",
-        detail={"transport_key_sha256": pin.hex(), "enrolment": held.name},
-    )
-
-
-def _audit_end(tx: Transaction, saved: Enrolment) -> None:
-    reason = "" if saved.problem is None else saved.problem.reason
-    tx.audit(
-        actor="urn:nftrust:cm-proxy",
-        action=f"enrolment.{saved.state.value}",
-        subject=saved.name,
-        detail={"reason": reason, "registration": saved.registration, "certificate": saved.certificate},
-    )
-
-
 def _active(executor: Executor, nf_instance_id: str) -> str | None:
     """The id of the enrolment that has not ended."""
-    statement = select(enrolment.c.id).where(enrolment.c.nf_instance_id == nf_instance_id, enrolment.c.active == 1)
-    active: str | None = executor.execute(statement).scalar_one_or_none()
+    active: str | None = executor.execute(_ACTIVE, {"id": nf_instance_id}).scalar_one_or_none()
     return active
 
 
 def _require_idle(tx: Transaction, nf_instance_id: str, version: int) -> NetworkFunction:
-    known = _find_nf(tx, nf_instance_id)
+    known = find_network_function(tx, nf_instance_id)
     if known is None:
         raise NftrustError(Reason.NF_NOT_FOUND)
     if known.version != version:
