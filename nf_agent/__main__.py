@@ -15,15 +15,17 @@ from nf_agent.config import AgentConfig
 from nf_agent.initialise import initialise
 from nf_agent.renewal import InUse, next_renewal
 from nf_agent.state import AgentState, Attempt, StateStore
+from nf_agent.validity import Condition, condition_of
 from nftrust import logs
 from nftrust.errors import NftrustError
 from nftrust.files import write_atomically
+from nftrust.pkcs11.uri import key_uri
 
 EX_CONFIG = 78
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: done; 2: wrong usage; 78: cannot start, the one line on standard error says why."""
+    """0: done; 1: `status`, and no certificate is valid; 2: wrong usage; 78: cannot start, standard error says why."""
     arguments = _parser().parse_args(argv)
     try:
         config = AgentConfig.from_file(arguments.config)
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("init", _init, "make the keys of a new NF instance and the request for its day-0 certificate"),
         ("run", _run, "serve the CM proxy and enrol"),
-        ("status", _status, "print the stored state"),
+        ("status", _status, "print the stored state; exit status 1 unless a certificate is valid"),
         ("rearm", _rearm, "accept another delivery although a certificate is held (agent stopped)"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -79,18 +81,23 @@ async def _serve(config: AgentConfig, ready_file: Path | None) -> int:
 
 
 def _status(config: AgentConfig, arguments: argparse.Namespace) -> int:
+    """Of the stored state, so that it tells the truth of an agent that is dead, too."""
     state = StateStore.open(config.state_dir, config.nf_instance_id).state
     print(f"phase        {state.phase} {state.reason}".rstrip())
     if state.attempt is not None:
         print(f"registration {state.attempt.registration}")
+    condition = condition_of(state)
+    print(f"certificate  {condition.value}")
     if state.current is not None:
         _print_certificate(state, state.current, config)
-    return 0
+    valid = condition in (Condition.VALID, Condition.EXPIRING)
+    return 0 if valid or state.phase == "delivered" else 1
 
 
 def _print_certificate(state: AgentState, current: Attempt, config: AgentConfig) -> None:
     used = InUse.of(current)
-    print(f"certificate  {used.certificate.serial_number:x}")
+    print(f"serial       {used.certificate.serial_number:x}")
+    print(f"key          {key_uri(config.token, current.key_label)}")
     print(f"valid until  {used.certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%SZ}")
     due = next_renewal(state, config.renewal.policy)
     assert due is not None

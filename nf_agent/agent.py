@@ -31,6 +31,7 @@ from nf_agent.procedure import Procedure, Superseded, new_attempt
 from nf_agent.renewal import Renewer, has_ended
 from nf_agent.service import AgentServicer, serve
 from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore
+from nf_agent.validity import Condition, ValidityWatch, condition_of
 from nftrust import jose
 from nftrust.clock import SystemClock
 from nftrust.errors import NftrustError, Reason
@@ -74,6 +75,8 @@ class NfAgent:
         self._callbacks = Callbacks(config.hooks.timeout_seconds)
         self._hooks = self._make_hooks()
         self._delivery_callbacks: list[Callable[[ForeignDelivery], None]] = []
+        #: The bound port of the listener, once it serves.
+        self.port = 0
         self._failures = 0
         #: What the last delivery was checked into, until the first try with it.
         self._accepted: tuple[str, AcceptedInfo] | None = None
@@ -113,13 +116,20 @@ class NfAgent:
         if not isinstance(day0_key, ec.EllipticCurvePrivateKey):
             raise NftrustError(Reason.CONFIG_INVALID, "the day-0 key is not an EC key")
         anchor = self._expected.trust_anchor
-        servicer = AgentServicer(
-            self, self.config.cm_proxies, transport_key, day0_key, day0_chain, anchor, self.config.renewal.policy
-        )
+        servicer = AgentServicer(self, self.config, transport_key, day0_key, day0_chain, anchor)
         server = serve(self.config, servicer)
         await server.start()
+        self.port = server.port
         self._write_metrics()
-        workers = [asyncio.create_task(run) for run in (self._work(), self._renewer.run(), self._hooks.run())]
+
+        async def judged(condition: Condition) -> None:
+            await server.set_serving(condition.healthy)
+            self._wake()
+
+        watch = ValidityWatch(lambda: self.state, lambda: self.change, judged)
+        workers = [
+            asyncio.create_task(run) for run in (self._work(), self._renewer.run(), self._hooks.run(), watch.run())
+        ]
         try:
             yield
         finally:
@@ -134,6 +144,16 @@ class NfAgent:
     def state(self) -> AgentState:
         """The agent's present state."""
         return self._states.state
+
+    @property
+    def condition(self) -> Condition:
+        """Whether the certificate in use is good now."""
+        return condition_of(self._states.state)
+
+    @property
+    def pending_hooks(self) -> frozenset[str]:
+        """Hooks that have yet to tell the NF of the certificate in use."""
+        return self._hooks.pending
 
     async def credential(self) -> Credential:
         """Wait until there is a confirmed certificate, then return it."""
@@ -241,7 +261,7 @@ class NfAgent:
 
     def metrics(self) -> str:
         """The agent's metrics in Prometheus's text format, for an NF that serves its own."""
-        return exposition(self._states.state, self._failures)
+        return exposition(self._states.state, self._failures, self._hooks.failures, self._hooks.pending)
 
     def _write_metrics(self) -> None:
         """A monitoring system that cannot be told does not hold up an enrolment."""
@@ -348,7 +368,7 @@ class NfAgent:
             state_dir, limit = self.config.state_dir, config.timeout_seconds
             others.append(CommandHook(config.command, environment, files, state_dir, limit))
         cap = self.config.retry_cap_seconds
-        return Hooks(self._present, files, others, retry_cap_seconds=cap, on_progress=self._write_metrics)
+        return Hooks(self._present, files, others, retry_cap_seconds=cap, on_progress=self._wake)
 
     def _present(self) -> Credential | None:
         """The credential in use."""

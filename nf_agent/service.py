@@ -14,13 +14,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from nf_agent.config import AgentConfig
 from nf_agent.renewal import InUse, next_renewal
-from nf_agent.schedule import RenewalPolicy
 from nf_agent.state import AgentState, Attempt
+from nf_agent.validity import condition_of
 from nftrust import __version__, jose
 from nftrust.api.nf_agent.v1 import agent_service_pb2 as pb
 from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
 from nftrust.errors import NftrustError, Reason, invalid_field
 from nftrust.messages import IAK_BYTES, STATEMENT_TYP, NfStatement
+from nftrust.pkcs11.uri import key_name
 from nftrust.rpc.authz import AuthorisationTable, infrastructure
 from nftrust.rpc.peer import current_peer
 from nftrust.rpc.server import RpcServer, ServiceBinding
@@ -53,7 +54,12 @@ class Deliverable(Protocol):
 
     @property
     def change(self) -> asyncio.Event:
-        """Set at the next change of ``state``."""
+        """Set at the next change of ``state``, of its certificate's condition, or of ``pending_hooks``."""
+        ...
+
+    @property
+    def pending_hooks(self) -> frozenset[str]:
+        """Hooks that have yet to tell the NF of the certificate in use."""
         ...
 
     async def deliver(self, enrolment_info: str, iak: bytes) -> None:
@@ -67,16 +73,15 @@ class AgentServicer(AgentServiceServicer):
     def __init__(
         self,
         agent: Deliverable,
-        cm_proxies: Sequence[str],
+        config: AgentConfig,
         transport_key: bytes,
         day0_key: ec.EllipticCurvePrivateKey,
         day0_chain: Sequence[x509.Certificate],
         trust_anchor: x509.Certificate | None,
-        policy: RenewalPolicy,
     ) -> None:
         self._agent = agent
-        self._policy = policy
-        self._cm_proxies = frozenset(cm_proxies)
+        self._config = config
+        self._cm_proxies = frozenset(config.cm_proxies)
         self._transport_key = transport_key
         self._day0_key = day0_key
         self._day0_chain = [der(certificate) for certificate in day0_chain]
@@ -123,15 +128,23 @@ class AgentServicer(AgentServiceServicer):
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.AgentStatus:
-        return status_of(self._agent.state, self._policy)
+        return self._status()
 
     async def WatchStatus(
         self, request: pb.WatchStatusRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.AgentStatus]:
         while True:
             change = self._agent.change
-            yield status_of(self._agent.state, self._policy)
+            yield self._status()
             await change.wait()
+
+    def _status(self) -> pb.AgentStatus:
+        state = self._agent.state
+        status = status_of(state)
+        if state.current is not None:
+            status.certificate.CopyFrom(_certificate_status(state, state.current, self._config))
+            status.certificate.pending_hooks.extend(sorted(self._agent.pending_hooks))
+        return status
 
 
 def serve(config: AgentConfig, servicer: AgentServicer) -> RpcServer:
@@ -141,11 +154,9 @@ def serve(config: AgentConfig, servicer: AgentServicer) -> RpcServer:
     return RpcServer(config.listener, [binding], TABLE, deployment=config.deployment)
 
 
-def status_of(state: AgentState, policy: RenewalPolicy) -> pb.AgentStatus:
-    """The agent's state as the CM proxy sees it."""
+def status_of(state: AgentState) -> pb.AgentStatus:
+    """The state of the enrolment as the CM proxy sees it."""
     status = pb.AgentStatus(state=_STATES[state.phase], reason=state.reason)
-    if state.current is not None:
-        status.certificate.CopyFrom(_certificate_status(state, state.current, policy))
     attempt = state.attempt
     if attempt is None:
         return status
@@ -159,7 +170,7 @@ def status_of(state: AgentState, policy: RenewalPolicy) -> pb.AgentStatus:
     return status
 
 
-def _certificate_status(state: AgentState, current: Attempt, policy: RenewalPolicy) -> pb.CertificateStatus:
+def _certificate_status(state: AgentState, current: Attempt, config: AgentConfig) -> pb.CertificateStatus:
     used = InUse.of(current)
     status = pb.CertificateStatus(
         serial=f"{used.certificate.serial_number:x}",
@@ -168,8 +179,10 @@ def _certificate_status(state: AgentState, current: Attempt, policy: RenewalPoli
         not_after=_timestamp(used.validity.not_after),
         renewal_failures=state.renewal.failures,
         renewal_reason=state.renewal.reason,
+        condition=pb.CertificateStatus.Condition.Value(condition_of(state).name),
+        key_uri=key_name(config.token, current.key_label),
     )
-    due = next_renewal(state, policy)
+    due = next_renewal(state, config.renewal.policy)
     if due is not None:
         status.renew_time.CopyFrom(_timestamp(due))
     return status

@@ -136,6 +136,12 @@ def agent_report(seen: NfLook) -> pb.AgentReport:
     with contextlib.suppress(ValueError, OverflowError):  # a time that there is not
         if seen.info.HasField("time") and seen.info.time.ToDatetime(UTC):
             report.time.CopyFrom(seen.info.time)
+    with contextlib.suppress(ValueError, OverflowError):
+        validity = seen.status.certificate.not_before, seen.status.certificate.not_after
+        if seen.status.HasField("certificate") and all(time.ToDatetime(UTC) for time in validity):
+            report.not_before.CopyFrom(validity[0])
+            report.not_after.CopyFrom(validity[1])
+    report.pending_hooks.extend(word for word in map(_word, seen.status.certificate.pending_hooks[:8]) if word)
     report.day0_expire_time.FromDatetime(seen.day0_expire_time)
     return report
 

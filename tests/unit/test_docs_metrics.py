@@ -13,6 +13,7 @@ from prometheus_client.metrics import Gauge, MetricWrapperBase
 from cmproxy.model import State
 from nf_agent.metrics import exposition
 from nf_agent.state import AgentState
+from nf_agent.validity import Condition
 from nftrust.errors import Reason
 from nftrust.role import metrics
 from nftrust.role.metrics_files import KINDS, LIVE
@@ -45,13 +46,16 @@ def test_the_page_has_the_metrics_of_the_server_roles() -> None:
 
 
 def test_the_page_has_the_metrics_of_the_agent() -> None:
-    text = exposition(AgentState(nf_instance_id="x", instantiate_time=0.0), 3)
+    text = exposition(AgentState(nf_instance_id="x", instantiate_time=0.0), 3, {"command": 2}, {"command"})
     names = set(re.findall(r"^(nftrust_\w+)", text, re.MULTILINE))
     page = {name for name in documented() if name.startswith("nftrust_agent_")}
     assert page - names == {"nftrust_agent_certificate_not_after_timestamp_seconds"}, "there is no certificate yet"
     assert names <= page
     assert 'nftrust_agent_phase{phase="armed"} 1\n' in text
     assert "nftrust_agent_attempt_failures_total 3\n" in text
+    assert 'nftrust_agent_certificate{condition="none"} 1\n' in text
+    assert 'nftrust_agent_hook_failures_total{hook="command"} 2\n' in text
+    assert 'nftrust_agent_hook_pending{hook="command"} 1\n' in text
 
 
 @pytest.mark.parametrize("path", [DASHBOARD, RULES], ids=lambda path: path.name)
@@ -67,6 +71,7 @@ def test_reasons_and_states_that_are_asked_for_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace('\\"', '"')
     assert set(re.findall(r'reason="(\w+)"', text)) <= set(Reason.__members__)
     assert set(re.findall(r'state="(\w+)"', text)) <= {state.value for state in State}
+    assert set(re.findall(r'condition="([\w-]+)"', text)) <= {condition.value for condition in Condition}
 
 
 def test_the_dashboard_shows_every_metric() -> None:

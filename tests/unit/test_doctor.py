@@ -230,6 +230,18 @@ def test_an_nfs_clock_and_day0_certificate() -> None:
     assert (made.time().verdict, made.day0_expiry().verdict) == (Verdict.BROKEN, Verdict.ATTENTION)
 
 
+def test_an_nfs_certificate_and_whether_it_knows_it() -> None:
+    made = nf(state="CONFIRMED")
+    assert (made.certificate().verdict, made.told().verdict) == (Verdict.OK, Verdict.OK)
+    for left, verdict in ((20, Verdict.OK), (2, Verdict.ATTENTION), (-1, Verdict.BROKEN)):
+        made.look.agent.not_before.FromDatetime(NOW + timedelta(days=left - 30))
+        made.look.agent.not_after.FromDatetime(NOW + timedelta(days=left))
+        assert made.certificate().verdict is verdict, left
+    made.look.agent.pending_hooks.append("command")
+    found = made.told()
+    assert (found.verdict, "command" in found.text) == (Verdict.ATTENTION, True)
+
+
 # The page
 
 

@@ -19,7 +19,11 @@ AT_MOST = timedelta(days=30)
 
 def validity(what: str, certificate: x509.Certificate, now: datetime, remedy: str) -> Finding:
     """Expired, not yet valid, near its end, or well."""
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return lifetime(what, certificate.not_valid_before_utc, certificate.not_valid_after_utc, now, remedy)
+
+
+def lifetime(what: str, start: datetime, end: datetime, now: datetime, remedy: str) -> Finding:
+    """The same of a certificate of which only the times are known."""
     if now > end:
         return broken(f"{what} expired at {end:%Y-%m-%d %H:%MZ}", remedy)
     if now < start:

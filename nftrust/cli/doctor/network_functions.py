@@ -162,11 +162,14 @@ class Nf:
         self._add("nf.agent", self.agent)
         self._add("nf.day0-expiry", self.day0_expiry)
         self._add("nf.time", self.time)
+        seen = self.made[-1].key
         self._add("nf.enrolment", self.enrolment, "cm-proxy.to-ca-ra")
+        self._add("nf.certificate", self.certificate, after=seen)  # an enrolment that failed may be why
+        self._add("nf.told", self.told, after=seen)
         return self.made
 
-    def _add(self, name: str, look: Callable[[], Finding], *more: str) -> None:
-        needs = (self.made[-1].key,) if self.made else ("nf.list",)
+    def _add(self, name: str, look: Callable[[], Finding], *more: str, after: str = "") -> None:
+        needs = (after or self.made[-1].key,) if self.made else ("nf.list",)
         self.made.append(Check(name, f"NF {self.subject}", look, (*needs, *more), self.subject))
 
     def _stage(self, reasons: frozenset[Reason], words: str) -> Callable[[], Finding]:
@@ -203,6 +206,21 @@ class Nf:
         if abs(ahead) > TOLERANCE:
             return broken(f"the NF's clock is {apart(ahead)} the CM proxy's", "Set the NF's clock right (NTP).")
         return ok("its clock goes with the CM proxy's")
+
+    def certificate(self) -> Finding:
+        """The one that the NF uses, whatever was issued to it since."""
+        if not self.look.agent.HasField("not_after"):
+            return ok("it has no certificate yet")
+        start, end = (time.ToDatetime(UTC) for time in (self.look.agent.not_before, self.look.agent.not_after))
+        remedy = f"`nftrust enrol {self.nf.nf_instance_id} --again` gives it another one."
+        return certificates.lifetime("the NF's certificate", start, end, self.clock.now(), remedy)
+
+    def told(self) -> Finding:
+        pending = ", ".join(self.look.agent.pending_hooks)
+        if pending:
+            remedy = "See `command.log` in the agent's state_dir, and its log; it goes on trying."
+            return attention(f"the NF does not know its certificate yet: {pending}", remedy)
+        return ok("the NF has been told of its certificate")
 
     def enrolment(self) -> Finding:
         """The last enrolment, as far as it is not through."""

@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0nftrust/api/diagnosis/v1/diagnosis_service.proto\x12\x18nftrust.api.diagnosis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n\x13GetDiagnosisRequest\x12\x19\n\x11network_functions\x18\x01 \x03(\t\"{\n\tDiagnosis\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x66indings\x18\x03 \x03(\x0b\x32!.nftrust.api.diagnosis.v1.Finding\"q\n\x07\x46inding\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x34\n\x05\x61gent\x18\x04 \x01(\x0b\x32%.nftrust.api.diagnosis.v1.AgentReport\"\x9d\x01\n\x0b\x41gentReport\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x34\n\x10\x64\x61y0_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2v\n\x10\x44iagnosisService\x12\x62\n\x0cGetDiagnosis\x12-.nftrust.api.diagnosis.v1.GetDiagnosisRequest\x1a#.nftrust.api.diagnosis.v1.Diagnosisb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0nftrust/api/diagnosis/v1/diagnosis_service.proto\x12\x18nftrust.api.diagnosis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n\x13GetDiagnosisRequest\x12\x19\n\x11network_functions\x18\x01 \x03(\t\"{\n\tDiagnosis\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x66indings\x18\x03 \x03(\x0b\x32!.nftrust.api.diagnosis.v1.Finding\"q\n\x07\x46inding\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x34\n\x05\x61gent\x18\x04 \x01(\x0b\x32%.nftrust.api.diagnosis.v1.AgentReport\"\x93\x02\n\x0b\x41gentReport\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x34\n\x10\x64\x61y0_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rpending_hooks\x18\x08 \x03(\t2v\n\x10\x44iagnosisService\x12\x62\n\x0cGetDiagnosis\x12-.nftrust.api.diagnosis.v1.GetDiagnosisRequest\x1a#.nftrust.api.diagnosis.v1.Diagnosisb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -29,7 +29,7 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_FINDING']._serialized_start=286
   _globals['_FINDING']._serialized_end=399
   _globals['_AGENTREPORT']._serialized_start=402
-  _globals['_AGENTREPORT']._serialized_end=559
-  _globals['_DIAGNOSISSERVICE']._serialized_start=561
-  _globals['_DIAGNOSISSERVICE']._serialized_end=679
+  _globals['_AGENTREPORT']._serialized_end=677
+  _globals['_DIAGNOSISSERVICE']._serialized_start=679
+  _globals['_DIAGNOSISSERVICE']._serialized_end=797
 # @@protoc_insertion_point(module_scope)

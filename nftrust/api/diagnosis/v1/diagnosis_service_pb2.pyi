@@ -106,6 +106,9 @@ class AgentReport(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     DAY0_EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    NOT_BEFORE_FIELD_NUMBER: builtins.int
+    NOT_AFTER_FIELD_NUMBER: builtins.int
+    PENDING_HOOKS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Empty where the agent is older than this field."""
     state: builtins.str
@@ -118,6 +121,16 @@ class AgentReport(google.protobuf.message.Message):
     def day0_expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When its day-0 certificate ends."""
 
+    @property
+    def not_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Of the certificate in use, if there is one."""
+
+    @property
+    def not_after(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def pending_hooks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The NF has yet to be told of it by these hooks (docs/hooks.md)."""
+
     def __init__(
         self,
         *,
@@ -126,8 +139,11 @@ class AgentReport(google.protobuf.message.Message):
         state: builtins.str = ...,
         reason: builtins.str = ...,
         day0_expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        not_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        not_after: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        pending_hooks: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["day0_expire_time", b"day0_expire_time", "time", b"time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["day0_expire_time", b"day0_expire_time", "reason", b"reason", "state", b"state", "time", b"time", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["day0_expire_time", b"day0_expire_time", "not_after", b"not_after", "not_before", b"not_before", "time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["day0_expire_time", b"day0_expire_time", "not_after", b"not_after", "not_before", b"not_before", "pending_hooks", b"pending_hooks", "reason", b"reason", "state", b"state", "time", b"time", "version", b"version"]) -> None: ...
 
 global___AgentReport = AgentReport

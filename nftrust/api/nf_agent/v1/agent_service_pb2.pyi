@@ -237,6 +237,29 @@ class CertificateStatus(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    class _Condition:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _ConditionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[CertificateStatus._Condition.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        CONDITION_UNSPECIFIED: CertificateStatus._Condition.ValueType  # 0
+        NOT_YET_VALID: CertificateStatus._Condition.ValueType  # 1
+        VALID: CertificateStatus._Condition.ValueType  # 2
+        EXPIRING: CertificateStatus._Condition.ValueType  # 3
+        """Valid, but less than a fifth of its validity is left: renewal is overdue."""
+        EXPIRED: CertificateStatus._Condition.ValueType  # 4
+
+    class Condition(_Condition, metaclass=_ConditionEnumTypeWrapper):
+        """Time alone makes a CONFIRMED NF's certificate useless."""
+
+    CONDITION_UNSPECIFIED: CertificateStatus.Condition.ValueType  # 0
+    NOT_YET_VALID: CertificateStatus.Condition.ValueType  # 1
+    VALID: CertificateStatus.Condition.ValueType  # 2
+    EXPIRING: CertificateStatus.Condition.ValueType  # 3
+    """Valid, but less than a fifth of its validity is left: renewal is overdue."""
+    EXPIRED: CertificateStatus.Condition.ValueType  # 4
+
     SERIAL_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     NOT_BEFORE_FIELD_NUMBER: builtins.int
@@ -244,6 +267,9 @@ class CertificateStatus(google.protobuf.message.Message):
     RENEW_TIME_FIELD_NUMBER: builtins.int
     RENEWAL_FAILURES_FIELD_NUMBER: builtins.int
     RENEWAL_REASON_FIELD_NUMBER: builtins.int
+    CONDITION_FIELD_NUMBER: builtins.int
+    KEY_URI_FIELD_NUMBER: builtins.int
+    PENDING_HOOKS_FIELD_NUMBER: builtins.int
     serial: builtins.str
     """Serial number, lower-case hexadecimal."""
     sha256: builtins.bytes
@@ -251,6 +277,12 @@ class CertificateStatus(google.protobuf.message.Message):
     """Renewals that failed, in a row."""
     renewal_reason: builtins.str
     """Stable reason of the last of them; CERTIFICATE_EXPIRED where it has ended without a successor."""
+    condition: global___CertificateStatus.Condition.ValueType
+    """By the NF's clock, at this moment."""
+    key_uri: builtins.str
+    """Names the key in the NF's token: `pkcs11:token=…;object=…;type=private`
+    (RFC 7512).
+    """
     @property
     def not_before(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -260,6 +292,12 @@ class CertificateStatus(google.protobuf.message.Message):
     @property
     def renew_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it is renewed, or tried again."""
+
+    @property
+    def pending_hooks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Hooks that have yet to tell the NF of the certificate: `files`,
+        `callback`, `command`.
+        """
 
     def __init__(
         self,
@@ -271,8 +309,11 @@ class CertificateStatus(google.protobuf.message.Message):
         renew_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         renewal_failures: builtins.int = ...,
         renewal_reason: builtins.str = ...,
+        condition: global___CertificateStatus.Condition.ValueType = ...,
+        key_uri: builtins.str = ...,
+        pending_hooks: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["not_after", b"not_after", "not_before", b"not_before", "renew_time", b"renew_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["not_after", b"not_after", "not_before", b"not_before", "renew_time", b"renew_time", "renewal_failures", b"renewal_failures", "renewal_reason", b"renewal_reason", "serial", b"serial", "sha256", b"sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["condition", b"condition", "key_uri", b"key_uri", "not_after", b"not_after", "not_before", b"not_before", "pending_hooks", b"pending_hooks", "renew_time", b"renew_time", "renewal_failures", b"renewal_failures", "renewal_reason", b"renewal_reason", "serial", b"serial", "sha256", b"sha256"]) -> None: ...
 
 global___CertificateStatus = CertificateStatus
