@@ -8,7 +8,7 @@ GRPCURL_VERSION := v1.9.3
 LAB ?= .lab
 export PATH := $(CURDIR)/.cache/bin:$(PATH)
 
-.PHONY: help setup packages demo test lint format bench chaos soak protos lock grpcurl clean
+.PHONY: help setup packages demo example-nf test lint format bench chaos soak protos lock grpcurl clean
 
 help: ## Show this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,8 +28,11 @@ $(VENV)/.done: requirements.lock pyproject.toml packaging/nf-agent/pyproject.tom
 packages:
 	@tools/require packages
 
-demo: setup grpcurl ## Three NFs get their first certificates, step by step (the lab stays up in .lab)
+demo: setup grpcurl ## Three NFs get their first certificates, step by step, and use them (the lab stays up in .lab)
 	@$(BIN)/nftrust demo --dir $(LAB)
+
+example-nf: setup ## An NF that serves with nginx and its token key: call, renewal under load, call
+	@$(BIN)/python examples/nf-nginx/run.py
 
 test: setup grpcurl protos-env ## Run every test against real SoftHSM and real gRPC
 	@tools/require test-packages

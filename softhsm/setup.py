@@ -89,7 +89,7 @@ def _build(directory: Path, config: TokenConfig) -> None:
     """Initialise the token beside its place and move it there in one step."""
     assert config.pin_file is not None
     if not config.pin_file.exists():
-        _write(config.pin_file, secrets.token_urlsafe(24).encode("ascii"))
+        _write(config.pin_file, secrets.token_urlsafe(18).encode("ascii"))
     scratch = directory / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "tokens").mkdir(mode=0o700, parents=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from nftrust.cli.output import emit_json
-from nftrust.lab import control
+from nftrust.errors import NftrustError, Reason
+from nftrust.lab import control, sba
 from nftrust.lab.demo import run_demo
 from nftrust.lab.layout import LAB_FILE, OPERATOR_FILE, Lab
 
@@ -28,9 +29,19 @@ def lab() -> None:
 @click.option(
     "--replicas", default=1, show_default=True, type=click.IntRange(1, 16), help="Fronts of the CA/RA (SQLite: 1 or 2)."
 )
-def up(directory: Path, nfs: int, store: str | None, allow_tls_only_iak: bool, replicas: int) -> None:
+@click.option("--nginx", is_flag=True, help="The NRF serves with nginx, its key in its token (examples/nf-nginx).")
+def up(directory: Path, nfs: int, store: str | None, allow_tls_only_iak: bool, replicas: int, nginx: bool) -> None:
     """Bring the lab up and write lab.json."""
-    made = Lab.make(directory, nfs, store=store, allow_tls_only_iak=allow_tls_only_iak, replicas=replicas)
+    if nginx and (lacks := sba.missing()):
+        raise NftrustError(Reason.CONFIG_INVALID, f"--nginx: missing: {lacks}")
+    made = Lab.make(
+        directory,
+        nfs,
+        store=store,
+        allow_tls_only_iak=allow_tls_only_iak,
+        replicas=replicas,
+        nginx=nginx or None,
+    )
     control.up(made, lambda text: click.echo(f"· {text}"))
     click.echo(f"ready: {made.directory / LAB_FILE}")
     click.echo(f"next:  nftrust --config {made.directory / OPERATOR_FILE} nf create --file NF/network-function.json")
@@ -61,5 +72,6 @@ def down(directory: Path) -> None:
 @DIRECTORY
 @NFS
 def demo(directory: Path, nfs: int) -> int:
-    """Three NFs get their first certificates, step by step."""
-    return run_demo(Lab.make(directory, nfs))
+    """Three NFs get their first certificates, step by step; then one calls another with them."""
+    nginx = None if Lab.exists(directory) else not sba.missing()
+    return run_demo(Lab.make(directory, nfs, nginx=nginx))

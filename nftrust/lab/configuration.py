@@ -9,6 +9,7 @@ import msgspec
 import tomli_w
 
 from nftrust.files import write_atomically
+from nftrust.lab import sba
 from nftrust.lab.layout import (
     ADDRESS,
     COUNTRY,
@@ -165,6 +166,7 @@ def _verifier(lab: Lab) -> dict[str, Any]:
 def _agent(lab: Lab, nf: NfSettings) -> dict[str, Any]:
     folder = lab.nf(nf)
     return {
+        **({"hooks": sba.hook(lab, nf)} if nf == sba.server_of(lab) else {}),
         "deployment": "lab",
         "nf_instance_id": nf.nf_instance_id,
         "metrics_file": lab.nf(nf) / "metrics.prom",

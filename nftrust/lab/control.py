@@ -19,6 +19,7 @@ from cryptography import x509
 from nftrust import pki
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file, unwritten, write_atomically
+from nftrust.lab import sba
 from nftrust.lab.configuration import CONFIG_FILE, ROOT_TOKEN_FILE, write_all
 from nftrust.lab.layout import ADDRESS, DAY0_ROOT, HOME_DOMAIN, HOST, LAB_FILE, TENANT, Lab, NfSettings
 from nftrust.x509.path import pem_chain
@@ -85,8 +86,11 @@ def start_agent(lab: Lab, nf: NfSettings) -> int:
     """Start one NF agent; its process id."""
     folder = lab.nf(nf)
     (folder / READY_FILE).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "nf_agent", "run", "--config", str(folder / CONFIG_FILE)]
-    return _spawn([*command, "--ready-file", str(folder / READY_FILE)], folder)
+    command, environment = [sys.executable, "-m", "nf_agent", "run"], None
+    if nf == sba.server_of(lab):
+        command, environment = sba.command(lab, nf)
+    options = ["--config", str(folder / CONFIG_FILE), "--ready-file", str(folder / READY_FILE)]
+    return _spawn([*command, *options], folder, environment)
 
 
 # Set-up
@@ -206,11 +210,11 @@ def _start(lab: Lab) -> dict[str, list[int]]:
     return started
 
 
-def _spawn(command: Sequence[str], folder: Path) -> int:
+def _spawn(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> int:
     """A process that outlives us, its log in its folder."""
     with (folder / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
     _children[process.pid] = process
     return process.pid

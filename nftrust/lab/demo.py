@@ -28,7 +28,7 @@ from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.cli.session import Session
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file
-from nftrust.lab import control
+from nftrust.lab import control, sba
 from nftrust.lab.layout import OPERATOR_FILE, Lab, NfSettings
 from nftrust.rpc.status import from_rpc_error
 from nftrust.x509.describe import describe
@@ -92,21 +92,22 @@ def run_demo(lab: Lab) -> int:
     try:
         control.up(lab, lambda text: console.print(f"[dim]·[/] {text}", soft_wrap=True))
         with Session.open(lab.directory / OPERATOR_FILE) as session:
-            enrolments = _enrol_all(console, lab, session)
+            enrolments = enrol_all(console, lab, session, lab.settings.nfs)
             good = _show_certificates(console, lab, session, enrolments)
+            good = good and show_call(console, lab)
     except KeyboardInterrupt:
         control.down(lab)
         raise
     seconds = time.monotonic() - before
-    verdict = "[bold green]✔ all certificates verify[/]" if good else "[bold red]✘ not every NF has a certificate[/]"
+    verdict = "[bold green]✔ all certificates verify[/]" if good else "[bold red]✘ not all is well[/]"
     console.print(f"\n{verdict}  [dim]({seconds:.1f} s)[/]")
     _show_next(console, lab)
     return 0 if good else 3
 
 
-def _enrol_all(console: Console, lab: Lab, session: Session) -> dict[str, pb.Enrolment]:
-    """Provision and enrol every NF at once, showing the steps as they happen."""
-    progress = Progress(lab.settings.nfs)
+def enrol_all(console: Console, lab: Lab, session: Session, nfs: Sequence[NfSettings]) -> dict[str, pb.Enrolment]:
+    """Provision and enrol these NFs at once, showing the steps as they happen; by instance id."""
+    progress = Progress(nfs)
     with _screen(console, progress), ThreadPoolExecutor(max_workers=min(16, len(progress.nfs))) as pool:
         jobs = [pool.submit(_enrol, console, lab, session, progress, nf) for nf in progress.nfs]
         for job in jobs:
@@ -184,6 +185,27 @@ def _show_certificates(console: Console, lab: Lab, session: Session, enrolments:
         for label, value in describe(x509.load_pem_x509_certificate(issued.pem.encode())):
             console.print(f"  [dim]{label:<8}[/] {value}", soft_wrap=True)
     return good
+
+
+def show_call(console: Console, lab: Lab) -> bool:
+    """AMF → NRF by mutual TLS, both keys in tokens; False only where it was tried and failed."""
+    server, client = sba.server_of(lab), sba.client_of(lab)
+    console.print()
+    if server is None or client is None:
+        lacks = sba.missing()
+        why = f"missing: {lacks}" if lacks else "this lab was made without nginx, or without AMF and NRF"
+        console.print(f"[yellow]·[/] no call from NF to NF: {why}", soft_wrap=True)
+        return True
+    sba.wait_until_served(lab, sba.held(lab, server))
+    answer = sba.call(lab, client, server)
+    mark = "[green]✔" if answer.good else "[red]✘"
+    told = f"HTTP/{answer.http_version} {answer.status}" if answer.status else answer.problem
+    console.print(f"[bold]{client.nf_type} → {server.nf_type}[/]  {mark} {told}[/]", soft_wrap=True)
+    console.print(f"  [dim]GET     [/] {sba.url(lab, server)}", soft_wrap=True, markup=True)
+    for role, nf in (("client", client), ("server", server)):
+        key = read_file(lab.nf(nf) / "state" / "key.uri").decode().partition("?")[0]
+        console.print(f"  [dim]{role:<8}[/] {key}", soft_wrap=True)
+    return answer.good
 
 
 def _verify(lab: Lab, nf: NfSettings, issued: bytes, crl: x509.CertificateRevocationList) -> str | None:

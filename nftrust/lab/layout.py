@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     verifier_port: int
     #: Plaintext probes of CA/RA, CM proxy and verifier.
     probe_ports: tuple[int, int, int]
+    #: Whether the NRF is the NF of examples/nf-nginx, and where it serves.
+    nginx: bool = False
+    sba_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,10 @@ class Lab:
             raise NftrustError(Reason.CONFIG_INVALID, f"{directory / SETTINGS_FILE}: cannot be read") from None
         return cls(directory.resolve(), settings)
 
+    @staticmethod
+    def exists(directory: Path) -> bool:
+        return (directory / SETTINGS_FILE).exists()
+
     @classmethod
     def make(
         cls,
@@ -78,23 +86,26 @@ class Lab:
         store: str | None = None,
         allow_tls_only_iak: bool = False,
         replicas: int = 1,
+        nginx: bool | None = None,
     ) -> Lab:
-        """A new lab, or the one that is there if it was made with the same options.
+        """A new lab, or the one that is there if it was made with the same options. ``nginx`` None: as it was made.
 
         Raises NftrustError(CONFIG_INVALID) where the options differ.
         """
         directory = directory.resolve()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if (directory / SETTINGS_FILE).exists():
+        if cls.exists(directory):
             known = cls.open(directory)
             options = {"store": store, "allow_tls_only_iak": allow_tls_only_iak, "replicas": replicas}
+            options |= {} if nginx is None else {"nginx": nginx}
             kept = {name: getattr(known.settings, name) for name in options}
             if (len(known.settings.nfs), kept) != (nfs, options):
                 raise NftrustError(Reason.CONFIG_INVALID, f"{directory} is a lab made with other options; remove it")
             return known
-        ports = free_ports(nfs + 8)
+        ports = free_ports(nfs + 9)
+        types = ("AMF", "NRF") if nginx and nfs == 2 else NF_TYPES
         settings = LabSettings(
-            nfs=tuple(_nf(index, ports[index + 8]) for index in range(nfs)),
+            nfs=tuple(_nf(index, ports[index + 9], types) for index in range(nfs)),
             store=store,
             allow_tls_only_iak=allow_tls_only_iak,
             replicas=replicas,
@@ -104,6 +115,8 @@ class Lab:
             http_port=ports[3],
             verifier_port=ports[4],
             probe_ports=(ports[5], ports[6], ports[7]),
+            nginx=bool(nginx),
+            sba_port=ports[8],
         )
         write_atomically(directory / SETTINGS_FILE, msgspec.json.format(msgspec.json.encode(settings), indent=1))
         return cls(directory, settings)
@@ -175,10 +188,10 @@ class Lab:
         write_atomically(self.directory / LAB_FILE, msgspec.json.format(content, indent=1))
 
 
-def _nf(index: int, port: int) -> NfSettings:
+def _nf(index: int, port: int, types: Sequence[str]) -> NfSettings:
     """The NF with this number: types in turn, the single-named ones (NRF, NSSF) only once."""
-    first = index < len(NF_TYPES)
-    nf_type = NF_TYPES[index] if first else "AMF"
+    first = index < len(types)
+    nf_type = types[index] if first else "AMF"
     label = f"{nf_type.lower()}{index + 1}"
     name = nf_type.lower() if nf_type in ("NRF", "NSSF") else f"{label}.{nf_type.lower()}"
     return NfSettings(
