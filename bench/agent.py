@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from bench import machine
+from bench.figures import Figure, Run
 from nftrust.lab import control
 from nftrust.lab.layout import Lab
 
@@ -13,14 +14,28 @@ IMPORTS = 5
 _PROGRAM = "import time; started = time.perf_counter(); import {}; print(time.perf_counter() - started)"
 
 
-def measure(lab: Lab) -> dict[str, float]:
-    """Import in seconds, the best of five; proportional memory of the lab's idle agents in MB, the largest."""
-    importing, bare = _best("nf_agent"), _best("grpc, cryptography.x509")
-    agents = [(machine.proportional_memory([pid]), machine.resident_memory([pid])) for pid in _agents(lab)]
-    proportional, resident = max(agents)
-    print(f"NF agent  import {importing:5.2f} s (target 0.5 s; grpc and cryptography alone {bare:.2f} s)")
-    print(f"NF agent  idle {proportional:6.0f} MB proportional, {resident:.0f} MB resident (target 80 MB)")
-    return {"agent_import_s": importing, "agent_pss_mb": proportional, "agent_rss_mb": resident}
+def measure(run: Run, lab: Lab) -> None:
+    """Import, the best of five; proportional memory of the lab's idle agents, the largest."""
+    proportional, resident = max(
+        (machine.proportional_memory([pid]), machine.resident_memory([pid])) for pid in control.processes(lab)["nfs"]
+    )
+    run.figures += [
+        Figure(name="agent.import", value=_best("nf_agent"), unit="s", meaning="import nf_agent", at_most=0.5),
+        Figure(
+            name="agent.import_libraries",
+            value=_best("grpc, cryptography.x509"),
+            unit="s",
+            meaning="of it, gRPC and cryptography alone",
+        ),
+        Figure(
+            name="agent.memory",
+            value=proportional,
+            unit="MB",
+            meaning="idle agent, proportional share of memory",
+            at_most=80,
+        ),
+        Figure(name="agent.resident", value=resident, unit="MB", meaning="the same, all that is resident", at_most=80),
+    ]
 
 
 def _best(names: str) -> float:
@@ -29,7 +44,3 @@ def _best(names: str) -> float:
         return float(subprocess.run(command, capture_output=True, check=True).stdout)
 
     return min(once() for _ in range(IMPORTS))
-
-
-def _agents(lab: Lab) -> list[int]:
-    return control.processes(lab)["nfs"]

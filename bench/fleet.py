@@ -1,9 +1,10 @@
 """A fleet: many NF agents in one process, enrolled by the CM proxy and the CA/RA of a lab.
 
-``python -m bench.fleet LAB FOLDER --nfs N --rounds R`` makes N new NFs in
-FOLDER (the agent's own code, a token each, day-0 certificates by the lab's
-root), serves them all from one event loop, and has OAM start R enrolments of
-each; every one is all ten steps. The figures go to standard output as JSON.
+``python -m bench.fleet LAB FOLDER --nfs N --rounds R``, a process of its own,
+makes N new NFs in FOLDER (the agent's own code, a token each, day-0
+certificates by the lab's root), serves them all from one event loop, and has
+OAM start R enrolments of each; every one is all ten steps. What it measured
+goes to standard output as JSON.
 
 A PKCS#11 module holds one token per process. Each agent loads a copy of the
 module's file instead, which has a state of its own.
@@ -17,6 +18,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +33,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from bench import machine
+from bench import labs, machine
+from bench.figures import Figure, Run, per
 from nf_agent.agent import NfAgent
 from nf_agent.config import AgentConfig
 from nf_agent.initialise import initialise
@@ -42,13 +45,15 @@ from nftrust.config import ListenerConfig, ServerTlsConfig
 from nftrust.files import read_file, write_atomically
 from nftrust.lab import control
 from nftrust.lab.layout import ADDRESS, DAY0_ROOT, HOME_DOMAIN, HOST, TENANT, Lab, free_ports
-from nftrust.rpc.channel import FileIdentity, open_channel
 from nftrust.x509.path import pem_chain
 from softhsm import create_token
 
 ENROLMENT_SECONDS = 120.0
 #: A folder of random name is made in it, for its owner alone.
 TOKEN_FOLDERS = Path("/dev/shm")
+WANTED_PER_SECOND = 40.0
+FIRST, FURTHER = "first", "further"
+ROLES = {"ca_ra": "CA/RA", "cmproxy": "CM proxy", "nfs": "NFs, and OAM's watching"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,38 +110,56 @@ def _instantiate(trust: Path, folder: Path, token_folder: Path, port: int) -> Me
     return Member(replace(config, token=replace(token, module=module)), made.transport_key_sha256)
 
 
+def measure(run: Run, lab: Lab) -> None:
+    """Whole enrolments: the rate, CPU by role, and how long each takes; first ones apart from further ones."""
+    settings = ["--nfs", str(run.settings["fleet"]), "--rounds", str(run.settings["rounds"])]
+    command = [sys.executable, "-m", "bench.fleet", str(lab.directory), str(lab.directory / "fleet"), *settings]
+    told = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    for kind, found in json.loads(told).items():
+        what = f"{int(found['count'])} {kind} enrolments, {run.settings['fleet']} NFs in one process"
+        wanted = WANTED_PER_SECOND if kind == FURTHER else None
+        run.figures += [
+            Figure(name=f"fleet.{kind}_rate", value=found["rate"], unit="/s", meaning=what, at_least=wanted),
+            Figure(name=f"fleet.{kind}_cpu", value=found["cpu"], unit="ms CPU", meaning="of each, on all sides"),
+            *(
+                Figure(name=f"fleet.{kind}_{role}", value=found[role], unit="ms CPU", meaning=f"of it, the {title}")
+                for role, title in ROLES.items()
+            ),
+            Figure(name=f"fleet.{kind}_median", value=found["median"], unit="s", meaning="median time of one"),
+            Figure(name=f"fleet.{kind}_slowest", value=found["slowest"], unit="s", meaning="the slowest"),
+        ]
+
+
 async def enrol(lab: Lab, members: list[Member], rounds: int) -> dict[str, Any]:
     """Serve the fleet; ``rounds`` enrolments of each NF, the first round measured apart."""
     async with AsyncExitStack() as stack:
         for member in members:  # one after the other: each token's settings are in the environment while it starts
             await stack.enter_async_context(NfAgent.open(member.config))
-        channel = _oam_channel(lab)
+        channel = labs.oam_channel(lab, "cmproxy")
         stack.push_async_callback(channel.close)
         stub: Any = ProvisioningServiceStub(channel)
         for member in members:
             request = pb.CreateNetworkFunctionRequest(network_function=member.provisioned())
             await stub.CreateNetworkFunction(request, timeout=30)
-        first = await _measure(lab, stub, members, 1)
-        return {"first": first, "again": await _measure(lab, stub, members, rounds)}
+        first = await _timed(lab, stub, members, 1)
+        return {FIRST: first, FURTHER: await _timed(lab, stub, members, rounds)}
 
 
-async def _measure(lab: Lab, stub: Any, members: list[Member], rounds: int) -> dict[str, float]:
+async def _timed(lab: Lab, stub: Any, members: list[Member], rounds: int) -> dict[str, float]:
     pids = {role: machine.tree(control.processes(lab)[role][0]) for role in ("ca_ra", "cmproxy")}
-    pids["load"] = [os.getpid()]
+    pids["nfs"] = [os.getpid()]
     before = {role: machine.usage(found) for role, found in pids.items()}
     started = time.perf_counter()
-    latencies = [*chain.from_iterable(await asyncio.gather(*(_rounds(stub, each, rounds) for each in members)))]
+    seconds = [*chain.from_iterable(await asyncio.gather(*(_rounds(stub, each, rounds) for each in members)))]
     wall = time.perf_counter() - started
-    count = len(latencies)
-    figures = {
-        f"{role}_cpu_ms": 1000 * (machine.usage(found) - before[role]).cpu / count for role, found in pids.items()
-    }
-    return figures | {
+    count = len(seconds)
+    cpu = {role: per((machine.usage(found) - before[role]).cpu, count) for role, found in pids.items()}
+    return cpu | {
         "count": count,
-        "cpu_ms": sum(figures.values()),
-        "per_s": count / wall,
-        "median_s": statistics.median(latencies),
-        "slowest_s": max(latencies),
+        "cpu": sum(cpu.values()),
+        "rate": count / wall,
+        "median": statistics.median(seconds),
+        "slowest": max(seconds),
     }
 
 
@@ -157,22 +180,12 @@ async def _rounds(stub: Any, member: Member, rounds: int) -> list[float]:
     return seconds
 
 
-def _oam_channel(lab: Lab) -> Any:
-    description = lab.description({})
-    files = description["pki"]
-    return open_channel(
-        description["cmproxy"]["management"],
-        trust_roots=read_file(Path(files["services_ca"])),
-        identity=FileIdentity(Path(files["oam_cert"]), Path(files["oam_key"])),
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.fleet", description=__doc__)
     parser.add_argument("lab", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--nfs", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--nfs", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=6)
     arguments = parser.parse_args()
     lab = Lab.open(arguments.lab)
     # A production NF's token has no disk to wait for; SoftHSM flushes each key to one.

@@ -17,7 +17,8 @@ from typing import Any
 
 import grpc
 
-from bench import machine
+from bench import enrolling, machine
+from bench.figures import Figure, Run
 from nftrust import jose
 from nftrust.api.ca_ra.v1.enrolment_service_pb2 import EnrolCertificateRequest
 from nftrust.cli.session import Session
@@ -36,9 +37,8 @@ GARBAGE, OVERSIZE = b"\xff" * 1000, bytes(1 << 20)
 Flood = Callable[[], AbstractContextManager[Any]]
 
 
-def measure(lab: Lab, rounds: int, enrol: Callable[[Session], None]) -> dict[str, float]:
-    """Print the latency of ``rounds`` enrolments without and under each flood; ``enrol`` makes one."""
-    figures: dict[str, float] = {}
+def measure(run: Run, lab: Lab) -> None:
+    """All NFs of the lab enrol at once, again and again, without and under each flood."""
     target = Target(HOST, lab.settings.ca_ra_enrolment_port, lab.pki / "services-ca.pem")
     floods: dict[str, Flood] = {"none": contextlib.nullcontext}
     for kind in BELOW_GRPC:
@@ -47,19 +47,22 @@ def measure(lab: Lab, rounds: int, enrol: Callable[[Session], None]) -> dict[str
     floods |= {name: _calls(lab, message) for name, message in messages.items()}
     floods["none again"] = contextlib.nullcontext
     with Session.open(lab.directory / OPERATOR_FILE) as session:
+        enrolling.provision(lab, session)
+        enrolling.enrol(lab, session)
         for name, started in floods.items():
             with started() as sent:
-                times = sorted(_timed(enrol, session) for _ in range(rounds))
+                times = sorted(_timed(lab, session) for _ in range(run.settings["rounds"]))
                 pids = machine.tree(control.processes(lab)["ca_ra"][0])
                 memory, handles = machine.proportional_memory(pids), machine.handles(pids)
-            middle, worst = statistics.median(times), times[-1]
-            calls = f"   {sent[0]:6d} calls sent" if sent else ""
-            print(
-                f"{name:<17} enrolment median {middle:5.2f} s, worst {worst:5.2f} s"
-                f"   CA/RA {memory:4.0f} MB, {handles:4d} handles{calls}"
-            )
-            figures |= {f"{name}_median_s": middle, f"{name}_worst_s": worst, f"{name}_mb": memory}
-    return figures
+            calls = f", {sent[0]} calls sent" if sent else ""
+            key = f"floods.{name.replace(' ', '_')}"
+            run.figures += [
+                Figure(
+                    name=f"{key}_median", value=statistics.median(times), unit="s", meaning=f"{name}{calls}: median"
+                ),
+                Figure(name=f"{key}_worst", value=times[-1], unit="s", meaning="the worst"),
+                Figure(name=f"{key}_memory", value=memory, unit="MB", meaning=f"CA/RA, with {handles} handles open"),
+            ]
 
 
 def _wrong_proof() -> bytes:
@@ -73,9 +76,9 @@ def _wrong_proof() -> bytes:
     return EnrolCertificateRequest(proof=proof).SerializeToString()
 
 
-def _timed(enrol: Callable[[Session], None], session: Session) -> float:
+def _timed(lab: Lab, session: Session) -> float:
     started = time.perf_counter()
-    enrol(session)
+    enrolling.enrol(lab, session)
     return time.perf_counter() - started
 
 

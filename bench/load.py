@@ -14,23 +14,20 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from bench import labs
 from nftrust import jose, pki
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceStub
-from nftrust.files import read_file
 from nftrust.identity import urn
 from nftrust.lab.layout import DAY0_ROOT, HOME_DOMAIN, TENANT, Lab
 from nftrust.messages import ENROL_TYP, ENROL_URL, STATEMENT_TYP, EnrolmentInfo, EnrolProof, NfStatement
-from nftrust.rpc.channel import FileIdentity, open_channel
 from nftrust.x509.keys import spki
 from nftrust.x509.path import der
 from nftrust.x509.services import bare_csr
@@ -81,14 +78,7 @@ def make_nfs(lab: Lab, count: int) -> list[SoftNf]:
 
 async def register(lab: Lab, nfs: Sequence[SoftNf], concurrency: int) -> list[pb.RegisterEndEntityResponse]:
     """Steps 5 and 6 for all of them, as OAM."""
-    description = lab.description({})
-    files = description["pki"]
-    roots = read_file(Path(files["services_ca"]))
-    channel = open_channel(
-        description["ca_ra"]["management"],
-        trust_roots=roots,
-        identity=FileIdentity(Path(files["oam_cert"]), Path(files["oam_key"])),
-    )
+    channel = labs.oam_channel(lab, "ca_ra")
     stub: Any = RegistrationServiceStub(channel)
     try:
         return await at_once([partial(stub.RegisterEndEntity, nf.request) for nf in nfs], concurrency)
@@ -96,19 +86,24 @@ async def register(lab: Lab, nfs: Sequence[SoftNf], concurrency: int) -> list[pb
         await channel.close()
 
 
+def make_csr(nf_instance_id: str, fqdn: str) -> bytes:
+    """Step 8, the key in software; DER."""
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(urn(nf_instance_id)), x509.DNSName(fqdn)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    signed = builder.add_extension(names, critical=True).sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return signed.public_bytes(Encoding.DER)
+
+
 def make_proof(nf: SoftNf, answer: pb.RegisterEndEntityResponse) -> str:
     """Step 8 and the proof of step 9."""
     jws = jose.split(answer.enrolment_info, typ="nftrust-enrolment-info+jws", algorithms=frozenset({"ES256"}))
     info = jose.parse_payload(jws, EnrolmentInfo)
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(urn(nf.nf_instance_id)), x509.DNSName(nf.fqdn)])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    csr = builder.add_extension(names, critical=True).sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
     request = EnrolProof(
         ca_id=info.ca_id,
         registration=info.registration,
         nf_instance_id=nf.nf_instance_id,
         request_id=str(uuid.uuid4()),
-        csr=jose.b64url(csr.public_bytes(Encoding.DER)),
+        csr=jose.b64url(make_csr(nf.nf_instance_id, nf.fqdn)),
     )
     data = jose.signing_input(jose.Header(alg="HS256", typ=ENROL_TYP, kid=info.reference, url=ENROL_URL), request)
     return jose.join(data, hmac.digest(answer.iak, data, hashlib.sha256))
@@ -123,10 +118,3 @@ async def at_once(calls: Sequence[Callable[[], Awaitable[T]]], concurrency: int)
             return await call()
 
     return list(await asyncio.gather(*map(one, calls)))
-
-
-def enrolment_channels(lab: Lab, count: int) -> list[grpc.aio.Channel]:
-    """Persistent channels to the enrolment listener."""
-    description = lab.description({})
-    roots = read_file(Path(description["pki"]["services_ca"]))
-    return [open_channel(description["ca_ra"]["enrolment"], trust_roots=roots) for _ in range(count)]

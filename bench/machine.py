@@ -64,6 +64,18 @@ def usage(pids: Iterable[int]) -> Usage:
     return Usage(total)
 
 
+def threads(pid: int) -> dict[int, float]:
+    """CPU seconds used so far by each thread of a process that lives."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        found[int(entry.name)] = (int(fields[11]) + int(fields[12])) / _TICKS
+    return found
+
+
 def proportional_memory(pids: Iterable[int]) -> float:
     """Proportional set size in MB."""
     return _memory(pids, "Pss:")

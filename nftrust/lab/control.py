@@ -38,7 +38,15 @@ def up(lab: Lab, say: Say) -> None:
     """Make what is missing, then start what is not running. Raises NftrustError."""
     try:
         if not _live(lab):
-            _set_up(lab, say)
+            set_up(lab, say)
+    except OSError as error:
+        raise unwritten(error, lab.directory) from None
+    start(lab, say)
+
+
+def start(lab: Lab, say: Say) -> None:
+    """Start what is not running of a lab that is set up, and wait until it serves. Raises NftrustError."""
+    try:
         say("starting CA/RA, verifier, CM proxy and NF agents")
         started = _start(lab)
         lab.write_description(started)
@@ -49,7 +57,13 @@ def up(lab: Lab, say: Say) -> None:
 
 def down(lab: Lab) -> None:
     """End every process; what is stored stays."""
-    pids = _live(lab)
+    end(*_live(lab))
+    if (lab.directory / LAB_FILE).exists():
+        lab.write_description({name: [] for name in (*SERVERS, "nfs")})
+
+
+def end(*pids: int) -> None:
+    """End these processes of a lab, by SIGKILL those that will not."""
     for pid in pids:
         _signal(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
@@ -61,8 +75,6 @@ def down(lab: Lab) -> None:
         child = _children.pop(pid, None)
         if child is not None:
             child.wait()
-    if (lab.directory / LAB_FILE).exists():
-        lab.write_description({name: [] for name in (*SERVERS, "nfs")})
 
 
 def status(lab: Lab) -> dict[str, bool]:
@@ -96,7 +108,8 @@ def start_agent(lab: Lab, nf: NfSettings) -> int:
 # Set-up
 
 
-def _set_up(lab: Lab, say: Say) -> None:
+def set_up(lab: Lab, say: Say) -> None:
+    """Tokens, keys, certificates, configuration and databases, as far as they are missing. Raises NftrustError."""
     names = ["pki", "ca_root", "ca_ra", "cmproxy", *(nf.folder for nf in lab.settings.nfs)]
     say(f"PKCS#11 tokens: {', '.join(names)}")
     tokens = {name: create_token(lab.token(name), f"nftrust-{name.replace('_', '-')}") for name in names}
@@ -217,11 +230,14 @@ def _spawn(command: Sequence[str], folder: Path, environment: dict[str, str] | N
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
     _children[process.pid] = process
+    _folders[process.pid] = folder
     return process.pid
 
 
 #: Processes that this one started: they have to be reaped to be seen to end.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+#: Where each of them belongs.
+_folders: dict[int, Path] = {}
 
 
 def _wait_until_ready(lab: Lab, started: dict[str, list[int]]) -> None:
@@ -251,7 +267,10 @@ def processes(lab: Lab) -> dict[str, list[int]]:
 
 
 def _live(lab: Lab) -> list[int]:
-    return [pid for pids in processes(lab).values() for pid in pids if alive(pid)]
+    """Those that ``lab.json`` names, and those that a start which was interrupted has not written down yet."""
+    named = [pid for pids in processes(lab).values() for pid in pids]
+    unnamed = [pid for pid, folder in _folders.items() if folder.is_relative_to(lab.directory) and pid not in named]
+    return [pid for pid in (*named, *unnamed) if alive(pid)]
 
 
 def alive(pid: int) -> bool:

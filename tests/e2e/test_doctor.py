@@ -437,7 +437,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
     directory = tmp_path_factory.mktemp("doctor")
     lab = Lab.make(directory / "lab", 2)
     try:
-        control._set_up(lab, print)
+        control.set_up(lab, print)
         shims = {name: Shim(open_config(lab.token(name)), directory / name) for name in ("ca_ra", "cmproxy")}
         for name, shim in shims.items():
             write_token(lab.token(name), shim.config)
