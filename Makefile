@@ -49,7 +49,7 @@ format: setup ## Format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## Measure: certificates per second, CPU per certificate, whole enrolments per second
+bench: setup ## Measure in one run: CPU per certificate, handshakes, 100,000 NFs, whole enrolments, memory (docs/performance.md)
 	$(BIN)/python -m bench $(ARGS)
 
 chaos: setup ## The kill test alone, longer: processes get SIGKILL while NFs enrol
@@ -88,4 +88,4 @@ grpcurl: ## Install the pinned grpcurl into .cache/bin, where Go is present
 
 clean: ## End the lab and remove what was made
 	@if [ -x $(BIN)/nftrust ] && [ -e $(LAB)/lab.json ]; then $(BIN)/nftrust lab down --dir $(LAB); fi
-	rm -rf $(LAB) $(VENV) $(PROTOS_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(LAB) .bench $(VENV) $(PROTOS_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""A run as tables: on the terminal, and as Markdown for docs/performance.md."""
+"""A run as tables: on the terminal, and as Markdown (docs/figures.md)."""
 
 from __future__ import annotations
 
@@ -69,22 +69,28 @@ def show_verdict(console: Console, run: Run) -> None:
 
 
 def markdown(run: Run) -> Iterator[str]:
-    """Lines for docs/performance.md."""
-    yield f"On {run.machine}; {run.started[:10]}, {run.revision}, in one run of {run.seconds:.0f} s:"
+    """The lines of docs/figures.md."""
+    yield from (
+        "# Figures",
+        "",
+        "Written by `python -m bench report`; what they mean is in [performance.md](performance.md).",
+    )
+    sizes = ", ".join(f"{name} {value:,}" for name, value in run.settings.items())
+    yield from ("", f"{run.machine}; {run.started[:10]}, {run.revision}; one run of {run.seconds:.0f} s ({sizes}).")
     for room, figures in run.rooms():
-        yield from ("", f"**{room}**", "", "| what | value | wanted | |", "|---|---:|---|---|")
+        yield from ("", f"## {room}", "", "| what | value | wanted | |", "|---|---:|---|---|")
         for figure in figures:
             verdict = {True: "✓", False: "✗", None: ""}[figure.holds]
             yield f"| {figure.meaning} | {number(figure.value)} {figure.unit} | {bound(figure)} | {verdict} |"
     if run.shares:
         total = sum(share.milliseconds for share in run.shares)
-        yield from ("", "**where the CA/RA's time goes**", "")
+        yield from ("", "## where the CA/RA's time goes", "")
         yield from ("| layer | per certificate | share | what it would cost to remove |", "|---|---:|---:|---|")
         for share in run.shares:
             part = f"{share.milliseconds / total:.0%}"
             yield f"| {share.layer} | {share.milliseconds:.2f} ms | {part} | {share.removal} |"
     if run.plans:
-        yield from ("", "**query plans of one enrolment**", "")
+        yield from ("", "## query plans of one enrolment", "")
         yield from ("| role | statement | plan | same |", "|---|---|---|---|")
         for plan in run.plans:
             yield f"| {plan.role} | `{_short(plan.statement)}` | {_steps(plan)} | {'✓' if plan.same else '✗'} |"
