@@ -12,6 +12,7 @@ from cryptography import x509
 from ca_ra.app import serving
 from ca_ra.config import CaRaConfig
 from ca_ra.initialise import import_issuing, make_hierarchy, write_issuing_csr
+from ca_ra.rollover import COMMAND as ROLLOVER
 from nftrust.config import TokenConfig, load
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import read_file
@@ -65,6 +66,7 @@ ROLE = Role(
             _import,
             [("--chain", {"type": Path, "required": True, "help": "PEM: issuing CA first, root last"})],
         ),
+        ROLLOVER,
     ],
 )
 main = ROLE.main

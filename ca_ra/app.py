@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from functools import partial
 
 from cryptography import x509
 
-from ca_ra.authority import OCSP_PATH, Authority
+from ca_ra.authority import OCSP_PATH, Authorities, Authority, StoredCa
+from ca_ra.authority_store import SqlAuthorityStore
 from ca_ra.config import CaRaConfig
 from ca_ra.crl import CrlPublisher
-from ca_ra.custody import CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK, Custody
+from ca_ra.custody import ROW_MAC_KEY, VAULT_KEK, Custody
 from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.ocsp import OcspService
 from ca_ra.registration import Day0Root, Registrar, RegistrationPolicy
@@ -88,48 +89,47 @@ async def serving(config: CaRaConfig, *, reuse_port: bool) -> AsyncIterator[Serv
     KEY_MISSING, SCHEMA_OUTDATED, PORT_IN_USE, LAB_CREDENTIAL, STORAGE_UNAVAILABLE.
     """
     verify(config.store, "ca_ra")
-    authority = load_authority(config)
     async with contextlib.AsyncExitStack() as stack:
         clock = GuardedClock(SystemClock())
-        token = TokenClient.worker(config.token, observe=metrics.token_batch)
-        stack.push_async_callback(asyncio.to_thread, token.close)
-        await asyncio.to_thread(_check_token, token, authority)
         store = Store.open(config.store, clock, observe=metrics.commit)
         stack.push_async_callback(asyncio.to_thread, store.close)
+        authorities = Authorities(SqlAuthorityStore(store), partial(load_authority, config))
+        await authorities.refresh()
+        token = TokenClient.worker(config.token, observe=metrics.token_batch)
+        stack.push_async_callback(asyncio.to_thread, token.close)
+        await asyncio.to_thread(_check_token, token, [known.authority for known in authorities.trusted])
         lifetime = timedelta(hours=config.ca.crl_lifetime_hours)
         revocations = SqlRevocationStore(store)
         publisher = CrlPublisher(
-            authority,
+            authorities,
             token,
             revocations,
             clock,
             lifetime=lifetime,
             confirm_within=timedelta(minutes=config.registration.confirm_within_minutes),
         )
-        ocsp = OcspService(authority, token, revocations, clock)
+        ocsp = OcspService(authorities, token, revocations, clock)
         await publisher.ensure()
         publishing = asyncio.create_task(publisher.run())
         stack.callback(publishing.cancel)
         http = HttpServer(config.http, _by_path(publisher, ocsp), reuse_port=reuse_port)
         await http.start()
         stack.push_async_callback(http.stop)
-        servers = _servers(config, authority, token, store, clock, publisher, reuse_port)
+        servers = _servers(config, authorities, token, store, clock, publisher, reuse_port)
         for server in servers:
             await server.start()
             stack.push_async_callback(server.stop)
         certificates = {
-            "ca": config.ca.chain,
-            "response": config.ca.response_certificate,
             "tls management": config.management.tls.certificate,
             "tls enrolment": config.enrolment.tls.certificate,
         }
-        measure = partial(_measure, SqlIssuanceStore(store), revocations, clock)
+        measure = partial(_measure, SqlIssuanceStore(store), revocations, authorities, clock)
         yield Served(servers, store, clock, token, certificates, measure)
 
 
 def _servers(
     config: CaRaConfig,
-    authority: Authority,
+    authorities: Authorities,
     token: TokenClient,
     store: Store,
     clock: GuardedClock,
@@ -139,10 +139,10 @@ def _servers(
     custody = Custody(token)
     policy = load_policy(config)
     registrations, issuance = SqlRegistrationStore(store), SqlIssuanceStore(store)
-    registrar = Registrar(policy, authority, custody, registrations, clock)
+    registrar = Registrar(policy, authorities, custody, registrations, clock)
     failures = RateLimiter(rate=FAILED_PROOFS_PER_SECOND, burst=FAILED_PROOFS_BURST)
     renewals = SqlRenewalStore(store)
-    engine = RenewalEngine(authority, policy.profiles, custody, issuance, renewals, clock, failures)
+    engine = RenewalEngine(authorities, policy.profiles, custody, issuance, renewals, clock, failures)
     management = RpcServer(
         config.management,
         [
@@ -154,7 +154,7 @@ def _servers(
             ServiceBinding(
                 certificate_service_pb2_grpc.add_CertificateServiceServicer_to_server,
                 CertificateServicer(
-                    authority,
+                    authorities,
                     issuance,
                     SqlRevocationStore(store),
                     publisher.wake,
@@ -200,20 +200,29 @@ def _by_path(publisher: CrlPublisher, ocsp: OcspService) -> Handler:
     return handle
 
 
-async def _measure(store: SqlIssuanceStore, revocations: SqlRevocationStore, clock: GuardedClock) -> None:
+async def _measure(
+    store: SqlIssuanceStore, revocations: SqlRevocationStore, authorities: Authorities, clock: GuardedClock
+) -> None:
+    active = authorities.active
+    metrics.not_after("ca", active.chain[0].not_valid_after_utc)
+    metrics.not_after("response", active.response_certificate.not_valid_after_utc)
     for left, count in (await store.count_by_time_left(clock.now())).items():
         metrics.NF_CERTIFICATES.labels(left).set(count)
     metrics.SUSPENDED.set(await store.count_suspended())
-    latest = await revocations.latest_crl()
-    if latest is not None:
-        metrics.CRL_NEXT_UPDATE.set(latest.next_update.timestamp())
+    published = [await revocations.latest_crl(each.generation) for each in authorities.publishing(clock.now())]
+    if published and all(published):
+        metrics.CRL_NEXT_UPDATE.set(min(crl.next_update.timestamp() for crl in published if crl is not None))
 
 
-def load_authority(config: CaRaConfig) -> Authority:
-    """The CA certificates from their files. Raises NftrustError(CONFIG_INVALID)."""
+def load_authority(config: CaRaConfig, stored: StoredCa) -> Authority:
+    """A CA's certificates; those of the first generation from their files. Raises NftrustError(CONFIG_INVALID)."""
     try:
-        chain = x509.load_pem_x509_certificates(read_file(config.ca.chain))
-        response = x509.load_pem_x509_certificate(read_file(config.ca.response_certificate))
+        if stored.chain is None or stored.response_certificate is None:
+            chain = x509.load_pem_x509_certificates(read_file(config.ca.chain))
+            response = x509.load_pem_x509_certificate(read_file(config.ca.response_certificate))
+        else:
+            chain = x509.load_pem_x509_certificates(stored.chain.encode())
+            response = x509.load_pem_x509_certificate(stored.response_certificate.encode())
     except ValueError:
         raise NftrustError(Reason.CONFIG_INVALID, "ca: the certificates cannot be parsed") from None
     return Authority.of(
@@ -222,6 +231,7 @@ def load_authority(config: CaRaConfig) -> Authority:
         public_url=config.http.public_url,
         country=config.ca.country,
         home_domain=config.home_domain,
+        generation=stored.generation,
     )
 
 
@@ -250,17 +260,21 @@ def load_policy(config: CaRaConfig) -> RegistrationPolicy:
     )
 
 
-def _check_token(token: TokenClient, authority: Authority) -> None:
-    """The token guards IAKs and holds the CA's keys, and they are the certificates' keys.
+def _check_token(token: TokenClient, authorities: Sequence[Authority]) -> None:
+    """The token guards IAKs and holds the CAs' keys, and they are the certificates' keys.
 
     Raises NftrustError(TOKEN_CUSTODY_UNPROVEN, KEY_MISSING).
     """
     token.ready()
     token.call(ProveCustody())
     present = {key.label for key in token.call(ListKeys())}
-    missing = {CA_KEY, RESPONSE_KEY, ROW_MAC_KEY, VAULT_KEK} - present
+    certificates: dict[str, x509.Certificate] = {}
+    for authority in authorities:
+        certificates[authority.labels.ca] = authority.chain[0]
+        certificates[authority.labels.response] = authority.response_certificate
+    missing = {*certificates, ROW_MAC_KEY, VAULT_KEK} - present
     if missing:
         raise NftrustError(Reason.KEY_MISSING, f"the token lacks {', '.join(sorted(missing))}; run `ca-ra init`")
-    for label, certificate in ((CA_KEY, authority.chain[0]), (RESPONSE_KEY, authority.response_certificate)):
+    for label, certificate in certificates.items():
         if token_private_key(token, label).public_key() != certificate.public_key():
             raise NftrustError(Reason.KEY_MISSING, f"{label} in the token is not the key of its certificate")

@@ -8,7 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ca_ra.model import IssuedCertificate, Registered, Registration, Revocation
+from ca_ra.authority import KnownCa
+from ca_ra.model import IssuedCertificate, PublishedCrl, Registered, Registration, Revocation
 from ca_ra.registration import RegistrationRequest
 from ca_ra.retirement_store import EndEntity
 from nftrust import jose
@@ -142,3 +143,24 @@ def resource_id(name: str, collection: str) -> str:
     if found != collection or not 1 <= len(identifier) <= 64 or "/" in identifier:
         raise invalid_field("name", f"{collection}/{{id}}")
     return identifier
+
+
+def issuing_ca_message(known: KnownCa, crl: PublishedCrl | None) -> certificate_pb.IssuingCa:
+    """A generation of the CA and how it stands."""
+    authority, stored = known.authority, known.stored
+    message = certificate_pb.IssuingCa(
+        generation=authority.generation,
+        state=certificate_pb.IssuingCa.State.Value(known.state.name),
+        ca_id=authority.ca_id,
+        issuing_ca_pem=pem(authority.chain[0]),
+        root_ca_pem=pem(authority.chain[-1]),
+        crl_url=authority.issuer.crl_url,
+        activate_after=timestamp(stored.activate_after),
+    )
+    if crl is not None:
+        message.crl_next_update.CopyFrom(timestamp(crl.next_update))
+    if stored.activate_time is not None:
+        message.activate_time.CopyFrom(timestamp(stored.activate_time))
+    if stored.retire_time is not None:
+        message.retire_time.CopyFrom(timestamp(stored.retire_time))
+    return message

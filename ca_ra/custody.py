@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from ca_ra.authority import Authority
 from ca_ra.model import Registration
 from nftrust import jose
 from nftrust.errors import NftrustError, Reason
@@ -15,9 +16,6 @@ from nftrust.pkcs11.operations import Mac, MintIak, SignDigest, VerifyIakMac, Ve
 from nftrust.x509.issuance import Prepared
 from nftrust.x509.keys import spki
 
-CA_KEY = "ca-signing"
-RESPONSE_KEY = "ca-response"
-OCSP_KEY = "ca-ocsp"
 VAULT_KEK = "iak-kek"
 ROW_MAC_KEY = "row-mac"
 
@@ -72,12 +70,14 @@ class Custody:
         )
         return NftrustError(Reason.PROOF_INVALID)
 
-    async def sign_certificate(self, prepared: Prepared) -> bytes:
-        """The certificate, DER, signed by the CA key."""
-        signature = await self._token.run(SignDigest(CA_KEY, "ecdsa", prepared.hash_name, prepared.digest))
+    async def sign_certificate(self, authority: Authority, prepared: Prepared) -> bytes:
+        """The certificate, DER, signed by the CA's key."""
+        label = authority.labels.ca
+        signature = await self._token.run(SignDigest(label, "ecdsa", prepared.hash_name, prepared.digest))
         return prepared.assemble(signature)
 
-    async def sign_message(self, payload: Payload, typ: str = RESPONSE_TYP, url: str = "") -> str:
-        """A compact JWS by the response key (ES256)."""
+    async def sign_message(self, authority: Authority, payload: Payload, typ: str = RESPONSE_TYP, url: str = "") -> str:
+        """A compact JWS by the CA's response key (ES256)."""
         data = jose.signing_input(jose.Header(alg="ES256", typ=typ, url=url), payload)
-        return jose.join(data, await self._token.run(SignDigest(RESPONSE_KEY, "ecdsa", "sha256", jose.sha256(data))))
+        signature = await self._token.run(SignDigest(authority.labels.response, "ecdsa", "sha256", jose.sha256(data)))
+        return jose.join(data, signature)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from cryptography import x509
 
-from ca_ra.authority import Authority
+from ca_ra.authority import Authorities, Authority, KnownCa
 from ca_ra.custody import Custody
 from ca_ra.model import EnrolmentStore, Issuance, IssuedCertificate, Registration, RegistrationState
 from nftrust import jose
@@ -32,6 +32,7 @@ from nftrust.messages import (
     EnrolResponse,
     RenewProof,
     TrustBundleResponse,
+    TrustedCa,
 )
 from nftrust.x509 import issuance
 from nftrust.x509.csr import MAX_CSR_BYTES, check_csr
@@ -41,6 +42,7 @@ from nftrust.x509.profile import CertificateProfile
 
 log = logging.getLogger("ca_ra.enrolment")
 
+MAX_CA_ID = 43
 _ENROL_ALGORITHMS = frozenset({"HS256"})
 _CONFIRM_ALGORITHMS = frozenset({"ES256", "ES384", "PS256"})
 _STATE_REFUSALS = {
@@ -65,14 +67,14 @@ class EnrolmentEngine:
 
     def __init__(
         self,
-        authority: Authority,
+        authorities: Authorities,
         profiles: Mapping[str, CertificateProfile],
         custody: Custody,
         store: EnrolmentStore,
         clock: GuardedClock,
         failures: FailureBudget,
     ) -> None:
-        self._authority = authority
+        self._authorities = authorities
         self._profiles = profiles
         self._custody = custody
         self._store = store
@@ -101,8 +103,10 @@ class EnrolmentEngine:
         with self._budgeted(f"{source} {registration.id}"):
             await self._custody.verify_proof(registration, jws)  # 4: the IAK
         request = jose.parse_payload(jws, EnrolProof)
-        self._check_binding(request, registration)  # 5: meant for this CA, registration and NF
-        return await self._redeem(request, request_sha256, registration)
+        known = await self._check_binding(request, registration)  # 5: meant for this CA, registration and NF
+        if not known.issues_for(registration.create_time):
+            raise NftrustError(Reason.PROOF_INVALID, "the CA that the proof is for does not issue for it")
+        return await self._redeem(known.authority, request, request_sha256, registration)
 
     @contextlib.contextmanager
     def _budgeted(self, key: str) -> Iterator[None]:
@@ -116,27 +120,34 @@ class EnrolmentEngine:
             raise
         self._failures.refund(key)
 
-    def _check_binding(self, request: EnrolProof | RenewProof | ConfirmProof, registration: Registration) -> None:
-        if request.ca_id != self._authority.ca_id or request.registration != registration.name:
+    async def _check_binding(
+        self, request: EnrolProof | RenewProof | ConfirmProof, registration: Registration
+    ) -> KnownCa:
+        known = await self._authorities.named(request.ca_id)
+        if known is None or request.registration != registration.name:
             raise NftrustError(Reason.PROOF_INVALID, "the proof is for another CA or registration")
         if request.nf_instance_id != registration.identity.nf_instance_id:
             raise NftrustError(Reason.IAK_FOR_OTHER_NF)
+        return known
 
-    async def _redeem(self, request: EnrolProof, request_sha256: bytes, registration: Registration) -> str:
+    async def _redeem(
+        self, authority: Authority, request: EnrolProof, request_sha256: bytes, registration: Registration
+    ) -> str:
         now = self._clock.now()
         refusal = _STATE_REFUSALS.get(registration.state(now))
         if refusal is not None:  # 6: open
             raise NftrustError(refusal)
-        key = self._check_csr(request, registration)  # 7: the CSR
+        key = self._check_csr(authority, request, registration)  # 7: the CSR
         if registration.certificate_serial is not None:
             await self._store.refuse_spent(registration.id, request.request_id, spki_sha256(key))
-        certificate = await self._issue(registration, key, now)  # 8: built, linted, signed
+        certificate = await self._issue(authority, registration, key, now)  # 8: built, linted, signed
         response = await self._custody.sign_message(
+            authority,
             EnrolResponse(
                 request_sha256=jose.b64url(request_sha256),
                 registration=registration.name,
                 certificate=jose.b64url(certificate.der),
-                ca_certificates=[jose.b64url(der(ca)) for ca in self._authority.chain],
+                ca_certificates=[jose.b64url(der(ca)) for ca in authority.chain],
             ),
             url=ENROL_URL,
         )
@@ -151,21 +162,25 @@ class EnrolmentEngine:
         log.info("certificate issued", extra={"registration": registration.name, "serial": certificate.serial})
         return committed.decode()
 
-    def _check_csr(self, request: EnrolProof | RenewProof, registration: Registration) -> NfPublicKey:
+    def _check_csr(
+        self, authority: Authority, request: EnrolProof | RenewProof, registration: Registration
+    ) -> NfPublicKey:
         if len(request.csr) > MAX_CSR_BYTES * 4 // 3 + 4:
             raise NftrustError(Reason.CSR_TOO_LARGE)
         try:
             csr = jose.b64url_decode(request.csr)
         except ValueError:
             raise NftrustError(Reason.CSR_MALFORMED) from None
-        return check_csr(csr, registration.identity, self._authority.issuer.nf_subject, self._authority.public_key)
+        return check_csr(csr, registration.identity, authority.issuer.nf_subject, authority.public_key)
 
-    async def _issue(self, registration: Registration, key: NfPublicKey, now: datetime) -> IssuedCertificate:
+    async def _issue(
+        self, authority: Authority, registration: Registration, key: NfPublicKey, now: datetime
+    ) -> IssuedCertificate:
         profile = self._profiles.get(registration.profile)
         if profile is None:  # the configuration changed after the registration
             raise NftrustError(Reason.PROFILE_UNKNOWN)
-        prepared = issuance.prepare(profile, registration.identity, key, self._authority.issuer, now)
-        encoded = await self._custody.sign_certificate(prepared)
+        prepared = issuance.prepare(profile, registration.identity, key, authority.issuer, now)
+        encoded = await self._custody.sign_certificate(authority, prepared)
         return IssuedCertificate(
             serial=f"{prepared.serial:x}",
             registration_id=registration.id,
@@ -177,6 +192,7 @@ class EnrolmentEngine:
             not_before=prepared.not_before,
             not_after=prepared.not_after,
             create_time=now,
+            generation=authority.generation,
         )
 
     async def confirm(self, proof: str, source: str) -> str:
@@ -193,13 +209,14 @@ class EnrolmentEngine:
         with self._budgeted(f"{source} {registration.id}"):
             jose.verify(x509.load_der_x509_certificate(certificate.der).public_key(), jws)
         request = jose.parse_payload(jws, ConfirmProof)
-        self._check_binding(request, registration)
+        known = await self._check_binding(request, registration)
         if request.certificate_sha256 != jose.b64url(certificate.sha256):
             raise NftrustError(Reason.CONFIRMATION_MISMATCH)
         stored = await self._store.recall_response(f"confirm:{registration.id}", request_sha256)
         if stored is not None:
             return stored.decode()
         response = await self._custody.sign_message(
+            known.authority,
             ConfirmResponse(
                 request_sha256=jose.b64url(request_sha256),
                 registration=registration.name,
@@ -211,13 +228,33 @@ class EnrolmentEngine:
         log.info("certificate confirmed", extra={"registration": registration.name, "serial": certificate.serial})
         return committed.decode()
 
-    async def trust_bundle(self, nonce: bytes) -> str:
-        """The CA certificates in force, signed over the caller's nonce."""
+    async def trust_bundle(self, nonce: bytes, ca_id: str) -> str:
+        """The CAs that are neither retired nor at their end, signed over the nonce by the one named, or the active.
+
+        Raises NftrustError(CA_UNKNOWN).
+        """
         if not 16 <= len(nonce) <= 64:
             raise invalid_field("nonce", "16 to 64 bytes")
+        active = self._authorities.active
+        signer = await self._authorities.named(ca_id or active.ca_id) if len(ca_id) <= MAX_CA_ID else None
+        now = self._clock.now()
+        trusted = [known for known in self._authorities.trusted if not known.authority.ended(now)]
+        if signer not in trusted:
+            raise NftrustError(Reason.CA_UNKNOWN)
+        assert signer is not None
         bundle = TrustBundleResponse(
             request_sha256=jose.b64url(jose.sha256(nonce)),
-            ca_id=self._authority.ca_id,
-            ca_certificates=[jose.b64url(der(ca)) for ca in self._authority.chain],
+            ca_id=active.ca_id,
+            authorities=[_trusted(known) for known in trusted],
         )
-        return await self._custody.sign_message(bundle, url=TRUST_BUNDLE_URL)
+        return await self._custody.sign_message(signer.authority, bundle, url=TRUST_BUNDLE_URL)
+
+
+def _trusted(known: KnownCa) -> TrustedCa:
+    authority = known.authority
+    return TrustedCa(
+        ca_id=authority.ca_id,
+        state=known.state.value,
+        ca_certificates=[jose.b64url(der(certificate)) for certificate in authority.chain],
+        response_certificate=jose.b64url(der(authority.response_certificate)),
+    )

@@ -103,6 +103,8 @@ class IssuedCertificate:
     confirm_time: datetime | None = None
     #: Serial of the certificate that it renews; None where it was issued for an IAK.
     predecessor: str | None = None
+    #: Which CA issued it.
+    generation: int = 1
 
     @property
     def name(self) -> str:

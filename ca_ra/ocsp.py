@@ -11,8 +11,10 @@ import base64
 import binascii
 import logging
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 from cryptography import x509
@@ -21,8 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 
-from ca_ra.authority import OCSP_PATH, Authority
-from ca_ra.custody import CA_KEY, OCSP_KEY
+from ca_ra.authority import OCSP_PATH, Authorities, Authority
 from ca_ra.model import Revocation
 from nftrust.clock import GuardedClock
 from nftrust.errors import NftrustError, Reason
@@ -44,14 +45,15 @@ MAX_NONCE_BYTES = 128
 #: Answers being signed at a time: whoever asks for more waits, so that enrolments get their share of the token.
 SIGNING = 4
 _CONTENT_TYPE = "application/ocsp-response"
-_HASHES: tuple[type[hashes.HashAlgorithm], ...] = (hashes.SHA1, hashes.SHA256)  # of the issuer's name and key
+#: Of the issuer's name and key.
+_HASHES: Mapping[str, type[hashes.HashAlgorithm]] = {"sha1": hashes.SHA1, "sha256": hashes.SHA256}
 
 
 class StatusSource(Protocol):
     """What the CA knows of its certificates."""
 
-    async def status(self, serial: str) -> tuple[bool, Revocation | None]:
-        """Whether it has issued the certificate, and its revocation. Raises NftrustError."""
+    async def status(self, generation: int, serial: str) -> tuple[bool, Revocation | None]:
+        """Whether that CA has issued the certificate, and its revocation. Raises NftrustError."""
         ...
 
     async def record_responder(self, serial: str, sha256: bytes) -> None:
@@ -69,17 +71,18 @@ class Responder:
     @classmethod
     def make(cls, token: TokenClient, authority: Authority, now: datetime) -> Responder:
         """Blocks while the token works. Raises NftrustError(TOKEN_UNAVAILABLE, CA_EXPIRED)."""
-        if not any(key.label == OCSP_KEY for key in token.call(ListKeys())):
+        labels = authority.labels
+        if not any(key.label == labels.ocsp for key in token.call(ListKeys())):
             try:
-                token.call(GenerateKeyPair(OCSP_KEY, "ec-p256"))
+                token.call(GenerateKeyPair(labels.ocsp, "ec-p256"))
             except NftrustError as error:
                 if error.reason is not Reason.KEY_EXISTS:  # another front was first
                     raise
-        ca_key, key = (token_private_key(token, label) for label in (CA_KEY, OCSP_KEY))
+        ca_key, key = (token_private_key(token, label) for label in (labels.ca, labels.ocsp))
         assert isinstance(ca_key, TokenEcPrivateKey)
         assert isinstance(key, TokenEcPrivateKey)
         ca = authority.chain[0]
-        if now >= ca.not_valid_after_utc:
+        if authority.ended(now):
             raise NftrustError(Reason.CA_EXPIRED)
         country, domain = (ca.subject.get_attributes_for_oid(oid)[0].value for oid in _NAME)
         name = ca_name(str(country), str(domain), "OCSP Responder")
@@ -93,17 +96,15 @@ _NAME = (x509.NameOID.COUNTRY_NAME, x509.NameOID.ORGANIZATION_NAME)
 class OcspService:
     """Answers over HTTP, POST and GET."""
 
-    def __init__(self, authority: Authority, token: TokenClient, source: StatusSource, clock: GuardedClock) -> None:
-        self._authority = authority
+    def __init__(self, authorities: Authorities, token: TokenClient, source: StatusSource, clock: GuardedClock) -> None:
+        self._authorities = authorities
         self._token = token
         self._source = source
         self._clock = clock
-        self._responder: Responder | None = None
+        #: By generation of the CA.
+        self._responders: dict[int, Responder] = {}
         self._making = asyncio.Lock()
         self._signing = asyncio.Semaphore(SIGNING)
-        self._issuer_hashes = {
-            str(algorithm.name): _issuer_hashes(authority.chain[0], algorithm) for algorithm in _HASHES
-        }
 
     async def handle(self, request: Request) -> Response:
         """What RFC 6960 appendix A.1 and RFC 5019 clause 5 ask of a responder over HTTP."""
@@ -111,24 +112,30 @@ class OcspService:
             question = _parse(_body(request))
         except ValueError:
             return _answer(ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST))
-        if not self._concerns_us(question):
+        authority = self._concerned(question)
+        if authority is None:
             # RFC 5019 clause 2.2.3: this responder cannot answer for that issuer.
             return _answer(ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED))
         try:
-            answer = await self._reply(question)
+            answer = await self._reply(authority, question)
         except NftrustError as error:
             log.warning("OCSP request put off", extra={"reason": error.reason.name})
             return _answer(ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.TRY_LATER))
         return _answer(answer)
 
-    def _concerns_us(self, question: ocsp.OCSPRequest) -> bool:
-        expected = self._issuer_hashes.get(question.hash_algorithm.name)
-        return expected is not None and expected == (question.issuer_name_hash, question.issuer_key_hash)
+    def _concerned(self, question: ocsp.OCSPRequest) -> Authority | None:
+        """The CA that the question is for."""
+        algorithm = _HASHES.get(question.hash_algorithm.name)
+        if algorithm is None:
+            return None
+        asked = question.issuer_name_hash, question.issuer_key_hash
+        ours = self._authorities.publishing(self._clock.now())
+        return next((each for each in ours if _issuer_hashes(each.chain[0], algorithm) == asked), None)
 
-    async def _reply(self, question: ocsp.OCSPRequest) -> ocsp.OCSPResponse:
-        issued, revocation = await self._source.status(f"{question.serial_number:x}")
+    async def _reply(self, authority: Authority, question: ocsp.OCSPRequest) -> ocsp.OCSPResponse:
+        issued, revocation = await self._source.status(authority.generation, f"{question.serial_number:x}")
         now = self._clock.now().replace(microsecond=0)
-        responder = await self._present_responder(now)
+        responder = await self._present_responder(authority, now)
         status = ocsp.OCSPCertStatus.GOOD if issued else ocsp.OCSPCertStatus.UNKNOWN
         builder = ocsp.OCSPResponseBuilder().add_response_by_hash(
             issuer_name_hash=question.issuer_name_hash,
@@ -150,14 +157,14 @@ class OcspService:
         async with self._signing:
             return await asyncio.to_thread(builder.sign, responder.key, algorithm)
 
-    async def _present_responder(self, now: datetime) -> Responder:
+    async def _present_responder(self, authority: Authority, now: datetime) -> Responder:
         async with self._making:
-            present = self._responder
+            present = self._responders.get(authority.generation)
             if present is None or now > _middle(present.certificate):
-                present = await asyncio.to_thread(Responder.make, self._token, self._authority, now)
+                present = await asyncio.to_thread(Responder.make, self._token, authority, now)
                 made = present.certificate
                 await self._source.record_responder(f"{made.serial_number:x}", made.fingerprint(hashes.SHA256()))
-                self._responder = present  # not before the audit log knows of it
+                self._responders[authority.generation] = present  # not before the audit log knows of it
             return present
 
 
@@ -202,6 +209,7 @@ def _parse(encoded: bytes) -> ocsp.OCSPRequest:
     return question
 
 
+@lru_cache(maxsize=64)
 def _issuer_hashes(ca: x509.Certificate, algorithm: type[hashes.HashAlgorithm]) -> tuple[bytes, bytes]:
     """Of the issuer's name and of the bits of its key (RFC 6960 clause 4.1.1)."""
     key = ca.public_key()

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from ca_ra.authority import Authority
+from ca_ra.authority import Authorities, Authority
 from ca_ra.custody import Custody
 from ca_ra.model import NewRegistration, Registered, Registration, RegistrationState, RegistrationStore
 from nftrust import jose
@@ -77,13 +77,13 @@ class Registrar:
     def __init__(
         self,
         policy: RegistrationPolicy,
-        authority: Authority,
+        authorities: Authorities,
         custody: Custody,
         store: RegistrationStore,
         clock: GuardedClock,
     ) -> None:
         self._policy = policy
-        self._authority = authority
+        self._authorities = authorities
         self._custody = custody
         self._store = store
         self._clock = clock
@@ -167,10 +167,11 @@ class Registrar:
                 row_mac=b"",
             )
         )
-        info = await self._custody.sign_message(
-            self._enrolment_info(registration, minted.delivery if wrapped else b"", request.allow_re_enrolment),
-            typ=ENROLMENT_INFO_TYP,
+        authority = self._authorities.active
+        payload = self._enrolment_info(
+            authority, registration, minted.delivery if wrapped else b"", request.allow_re_enrolment
         )
+        info = await self._custody.sign_message(authority, payload, typ=ENROLMENT_INFO_TYP)
         stored = await self._store.add_registration(
             NewRegistration(
                 registration=registration,
@@ -185,8 +186,9 @@ class Registrar:
         )
         return stored or Registered(registration, info, None if wrapped else minted.delivery)
 
-    def _enrolment_info(self, registration: Registration, wrapped_iak: bytes, re_enrolment: bool) -> EnrolmentInfo:
-        authority = self._authority
+    def _enrolment_info(
+        self, authority: Authority, registration: Registration, wrapped_iak: bytes, re_enrolment: bool
+    ) -> EnrolmentInfo:
         return EnrolmentInfo(
             protocol="grpc",
             endpoints=list(self._policy.endpoints),

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from cryptography import x509
 
-from ca_ra.authority import Authority
+from ca_ra.authority import Authorities, Authority, CaState
 from ca_ra.custody import Custody
 from ca_ra.enrolment import EnrolmentEngine, FailureBudget
 from ca_ra.model import EnrolmentStore, Issuance, IssuedCertificate, Registration
@@ -70,7 +70,7 @@ class RenewalEngine(EnrolmentEngine):
 
     def __init__(
         self,
-        authority: Authority,
+        authorities: Authorities,
         profiles: Mapping[str, CertificateProfile],
         custody: Custody,
         store: EnrolmentStore,
@@ -78,7 +78,7 @@ class RenewalEngine(EnrolmentEngine):
         clock: GuardedClock,
         failures: FailureBudget,
     ) -> None:
-        super().__init__(authority, profiles, custody, store, clock, failures)
+        super().__init__(authorities, profiles, custody, store, clock, failures)
         self._renewals = renewals
 
     async def renew(self, proof: str, source: str) -> str:
@@ -98,8 +98,10 @@ class RenewalEngine(EnrolmentEngine):
         with self._budgeted(f"{source} {registration.id}"):
             jose.verify(x509.load_der_x509_certificate(old.der).public_key(), jws)  # R4: its key
         request = jose.parse_payload(jws, RenewProof)
-        self._check_binding(request, registration)  # R5: meant for this CA, registration and NF
-        return await self._succeed(request, request_sha256, old, registration)
+        known = await self._check_binding(request, registration)  # R5: meant for this CA, registration and NF
+        if known.state is CaState.RETIRED:
+            raise NftrustError(Reason.CA_UNKNOWN)
+        return await self._succeed(known.authority, request, request_sha256, old, registration)
 
     async def _find(self, kid: str, request_sha256: bytes) -> Renewable | None:
         try:
@@ -108,17 +110,24 @@ class RenewalEngine(EnrolmentEngine):
             return None
 
     async def _succeed(
-        self, request: RenewProof, request_sha256: bytes, old: IssuedCertificate, registration: Registration
+        self,
+        signer: Authority,
+        request: RenewProof,
+        request_sha256: bytes,
+        old: IssuedCertificate,
+        registration: Registration,
     ) -> str:
+        """``signer`` is the CA whose response key the NF knows; the one that issues may be its successor."""
         now = self._clock.now()
         if now >= old.not_after:
             raise NftrustError(Reason.CERTIFICATE_EXPIRED)
-        key = self._check_csr(request, registration)  # R6: the CSR
+        key = self._check_csr(self._authorities.active, request, registration)  # R6: the CSR
         successor = await self._renewals.admit(old, spki_sha256(key))  # R7: one successor
         if successor is not None:
-            return await self._response(request_sha256, registration, successor)
-        fresh = replace(await self._issue(registration, key, now), predecessor=old.serial)  # R8: as for an IAK
-        response = await self._response(request_sha256, registration, fresh)
+            return await self._response(signer, request_sha256, registration, successor)
+        issued = await self._issue(self._authorities.active, registration, key, now)  # R8: as for an IAK
+        fresh = replace(issued, predecessor=old.serial)
+        response = await self._response(signer, request_sha256, registration, fresh)
         recorded = await self._renewals.record_renewal(  # R9: issued means committed
             Issuance(
                 certificate=fresh,
@@ -128,17 +137,21 @@ class RenewalEngine(EnrolmentEngine):
             )
         )
         if isinstance(recorded, IssuedCertificate):
-            return await self._response(request_sha256, registration, recorded)
+            return await self._response(signer, request_sha256, registration, recorded)
         log.info("certificate renewed", extra={"serial": fresh.serial, "predecessor": old.serial})
         return recorded.decode()
 
-    async def _response(self, request_sha256: bytes, registration: Registration, certificate: IssuedCertificate) -> str:
+    async def _response(
+        self, signer: Authority, request_sha256: bytes, registration: Registration, certificate: IssuedCertificate
+    ) -> str:
+        chain = self._authorities.generation(certificate.generation).chain
         return await self._custody.sign_message(
+            signer,
             EnrolResponse(
                 request_sha256=jose.b64url(request_sha256),
                 registration=registration.name,
                 certificate=jose.b64url(certificate.der),
-                ca_certificates=[jose.b64url(der(ca)) for ca in self._authority.chain],
+                ca_certificates=[jose.b64url(der(ca)) for ca in chain],
             ),
             url=RENEW_URL,
         )

@@ -50,12 +50,12 @@ class SqlRevocationStore:
         statement = select(revocation).where(revocation.c.serial.in_(serials))
         return await self._store.read(lambda c: {row.serial: revocation_of(row) for row in c.execute(statement)})
 
-    async def status(self, serial: str) -> tuple[bool, Revocation | None]:
-        """Whether the CA has issued it, and its revocation."""
+    async def status(self, generation: int, serial: str) -> tuple[bool, Revocation | None]:
+        """Whether that CA has issued it, and its revocation."""
         statement = (
             select(certificate.c.serial.label("issued"), revocation)
             .outerjoin_from(certificate, revocation, revocation.c.serial == certificate.c.serial)
-            .where(certificate.c.serial == serial)
+            .where(certificate.c.serial == serial, certificate.c.generation == generation)
         )
 
         def work(executor: Executor) -> tuple[bool, Revocation | None]:
@@ -93,27 +93,31 @@ class SqlRevocationStore:
 
         return await self._store.write(work)
 
-    async def entries(self, not_before: datetime) -> tuple[int, list[Revoked]]:
-        """What a CRL has to list: revoked certificates that end after ``not_before``; and the last one's sequence."""
+    async def entries(self, generation: int, not_before: datetime) -> tuple[int, list[Revoked]]:
+        """What a CA's CRL has to list: revoked certificates of its own that end after ``not_before``.
+
+        And the sequence of its last revocation.
+        """
         listed = select(revocation.c.serial, revocation.c.revoke_time, revocation.c.reason).where(
-            revocation.c.not_after > not_before
+            revocation.c.generation == generation, revocation.c.not_after > not_before
         )
 
         def work(executor: Executor) -> tuple[int, list[Revoked]]:
             rows = executor.execute(listed.order_by(revocation.c.sequence)).all()
-            return _last(executor), [
+            return _last(executor, generation), [
                 Revoked(int(row.serial, 16), row.revoke_time, RevocationReason(row.reason)) for row in rows
             ]
 
         return await self._store.read(work)
 
-    async def last_revocation(self) -> int:
-        """Its sequence; 0 before the first."""
-        return await self._store.read(_last)
+    async def last_revocation(self, generation: int) -> int:
+        """The sequence of that CA's last one; 0 before the first."""
+        return await self._store.read(lambda executor: _last(executor, generation))
 
-    async def latest_crl(self) -> PublishedCrl | None:
+    async def latest_crl(self, generation: int) -> PublishedCrl | None:
         columns = (crl.c.number, crl.c.next_update, crl.c.revocations)
-        statement = select(*columns).order_by(crl.c.number.desc()).limit(1)
+        of_ca = select(*columns).where(crl.c.generation == generation)
+        statement = of_ca.order_by(crl.c.number.desc()).limit(1)
 
         def work(executor: Executor) -> PublishedCrl | None:
             row = executor.execute(statement).one_or_none()
@@ -121,9 +125,9 @@ class SqlRevocationStore:
 
         return await self._store.read(work)
 
-    async def crl_content(self, number: int) -> bytes | None:
-        """DER; None where there is no CRL of this number, or no longer."""
-        statement = select(crl.c.der).where(crl.c.number == number)
+    async def crl_content(self, generation: int, number: int) -> bytes | None:
+        """DER; None where that CA has no CRL of this number, or no longer."""
+        statement = select(crl.c.der).where(crl.c.generation == generation, crl.c.number == number)
         found = await self._store.read(lambda c: c.execute(statement).scalar_one_or_none())
         return None if found is None else bytes(found)
 
@@ -136,25 +140,28 @@ class SqlRevocationStore:
             )
         )
 
-    async def add_crl(self, new: PublishedCrl, der: bytes, this_update: datetime, keep: timedelta) -> bool:
+    async def add_crl(
+        self, generation: int, new: PublishedCrl, der: bytes, this_update: datetime, keep: timedelta
+    ) -> bool:
         """Publish; False where another front was first with this number. Those that ended long ago are dropped."""
 
         def work(tx: Transaction) -> bool:
             added = tx.execute(
                 tx.insert(crl)
                 .values(
+                    generation=generation,
                     number=new.number,
                     der=der,
                     this_update=this_update,
                     next_update=new.next_update,
                     revocations=new.revocations,
                 )
-                .on_conflict_do_nothing(index_elements=[crl.c.number])
+                .on_conflict_do_nothing(index_elements=[crl.c.generation, crl.c.number])
             )
             if added.rowcount != 1:
                 return False
             tx.execute(crl.delete().where(crl.c.next_update < tx.now - keep))
-            tx.audit(actor=ACTOR, action="crl.publish", subject=f"crls/{new.number}")
+            tx.audit(actor=ACTOR, action="crl.publish", subject=f"crls/{generation}-{new.number}")
             return True
 
         return await self._store.write(work)
@@ -164,5 +171,6 @@ def revocation_of(row: Row[Any]) -> Revocation:
     return Revocation(row.revoke_time, RevocationReason(row.reason))
 
 
-def _last(executor: Executor) -> int:
-    return int(executor.execute(select(func.coalesce(func.max(revocation.c.sequence), 0))).scalar_one())
+def _last(executor: Executor, generation: int) -> int:
+    last = select(func.coalesce(func.max(revocation.c.sequence), 0)).where(revocation.c.generation == generation)
+    return int(executor.execute(last).scalar_one())

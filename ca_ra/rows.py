@@ -69,6 +69,7 @@ def certificate_of(row: Row[Any]) -> IssuedCertificate:
         create_time=row.create_time,
         confirm_time=row.confirm_time,
         predecessor=row.predecessor,
+        generation=row.generation,
     )
 
 
@@ -86,6 +87,7 @@ def certificate_row(new: IssuedCertificate) -> dict[str, Any]:
         "not_before": new.not_before,
         "not_after": new.not_after,
         "create_time": new.create_time,
+        "generation": new.generation,
     }
 
 
@@ -113,6 +115,7 @@ def revoke(tx: Transaction, known: IssuedCertificate, reason: RevocationReason, 
             reason=int(reason),
             revoke_time=tx.now,
             not_after=known.not_after,
+            generation=known.generation,
         )
     )
     # A successor that nobody has confirmed makes room for another one.

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from ca_ra import convert
-from ca_ra.authority import Authority
+from ca_ra.authority import Authorities
 from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.registration import Registrar
 from ca_ra.registration_store import SqlRegistrationStore
@@ -126,7 +126,8 @@ class EnrolmentServicer(EnrolmentServiceServicer):
     async def GetTrustBundle(
         self, request: enrolment_pb.GetTrustBundleRequest, context: Context
     ) -> enrolment_pb.GetTrustBundleResponse:
-        return enrolment_pb.GetTrustBundleResponse(signed_response=await self._engine.trust_bundle(request.nonce))
+        response = await self._engine.trust_bundle(request.nonce, request.ca_id)
+        return enrolment_pb.GetTrustBundleResponse(signed_response=response)
 
 
 class CertificateServicer(CertificateServiceServicer):
@@ -134,7 +135,7 @@ class CertificateServicer(CertificateServiceServicer):
 
     def __init__(
         self,
-        authority: Authority,
+        authorities: Authorities,
         store: SqlIssuanceStore,
         revocations: SqlRevocationStore,
         on_revoked: Callable[[], None],
@@ -143,7 +144,7 @@ class CertificateServicer(CertificateServiceServicer):
         endpoints: Sequence[str],
         tls_trust_anchors: Sequence[str],
     ) -> None:
-        self._authority = authority
+        self._authorities = authorities
         self._store = store
         self._revocations = revocations
         self._on_revoked = on_revoked
@@ -193,7 +194,7 @@ class CertificateServicer(CertificateServiceServicer):
     async def GetCertificateAuthority(
         self, request: certificate_pb.GetCertificateAuthorityRequest, context: Context
     ) -> certificate_pb.CertificateAuthority:
-        authority = self._authority
+        authority = self._authorities.active
         message = certificate_pb.CertificateAuthority(
             ca_id=authority.ca_id,
             issuing_ca_pem=convert.pem(authority.chain[0]),
@@ -206,7 +207,9 @@ class CertificateServicer(CertificateServiceServicer):
             enrolment_endpoints=self._endpoints,
             enrolment_trust_anchors_pem="".join(self._tls_trust_anchors),
         )
-        crl = await self._revocations.latest_crl()
-        if crl is not None:
-            message.crl_next_update.CopyFrom(convert.timestamp(crl.next_update))
+        for known in self._authorities.known:
+            crl = await self._revocations.latest_crl(known.authority.generation)
+            message.issuing_cas.append(convert.issuing_ca_message(known, crl))
+            if known.authority is authority and crl is not None:
+                message.crl_next_update.CopyFrom(convert.timestamp(crl.next_update))
         return message

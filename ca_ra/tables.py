@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, text
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, Text, text
 
 from nftrust.storage.tables import UtcMicros, new_metadata
 
@@ -98,6 +98,8 @@ certificate = Table(
     Column("not_after", UtcMicros, nullable=False),
     Column("create_time", UtcMicros, nullable=False),
     Column("confirm_time", UtcMicros),
+    #: Which CA issued it.
+    Column("generation", Integer, nullable=False, server_default="1"),
     #: Consumption of the IAK is the row: one registration, one certificate (security rule 7).
     Index(
         "uq_certificate_registration",
@@ -135,12 +137,30 @@ revocation = Table(
     Column("revoke_time", UtcMicros, nullable=False),
     #: Of the certificate: how long it has to be listed.
     Column("not_after", UtcMicros, nullable=False),
+    #: Of the certificate: on whose CRL it is listed.
+    Column("generation", Integer, nullable=False, server_default="1"),
     Index("ix_revocation_not_after", "not_after"),
+    Index("ix_revocation_generation_sequence", "generation", "sequence"),
+)
+
+#: The CAs of a rollover (docs/rollover.md); generation 1 is there from the first migration on.
+authority = Table(
+    "authority",
+    METADATA,
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    #: PEM; NULL for generation 1, whose certificates are files.
+    Column("chain", Text),
+    Column("response_certificate", Text),
+    Column("announce_time", UtcMicros, nullable=False),
+    Column("activate_after", UtcMicros, nullable=False),
+    Column("activate_time", UtcMicros),
+    Column("retire_time", UtcMicros),
 )
 
 crl = Table(
-    "crl",
+    "published_crl",
     METADATA,
+    Column("generation", Integer, primary_key=True, autoincrement=False),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("der", LargeBinary, nullable=False),
     Column("this_update", UtcMicros, nullable=False),

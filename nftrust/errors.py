@@ -343,6 +343,21 @@ class Reason(enum.Enum):
         "The issuing CA's certificate is not valid at this time.",
         "Check the clock; renew the issuing CA.",
     )
+    CA_UNKNOWN = (
+        Code.NOT_FOUND,
+        "The CA/RA has no such CA, or has it no longer.",
+        "Enrol the NF again: every CA that it knew of is retired.",
+    )
+    ROLLOVER_OUT_OF_ORDER = (
+        Code.FAILED_PRECONDITION,
+        "The CA rollover is not at the point where this can be done.",
+        "See `ca-ra rollover status` and docs/rollover.md.",
+    )
+    ROLLOVER_TOO_EARLY = (
+        Code.FAILED_PRECONDITION,
+        "NFs may not have learnt of the new CA yet.",
+        "Wait for the end of the lead time; `--force` goes ahead at the cost of NFs that have not fetched the bundle.",
+    )
     CONFIRMATION_MISMATCH = (
         Code.INVALID_ARGUMENT,
         "The confirmation names another certificate or registration.",

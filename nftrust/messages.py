@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 
 IAK_BYTES = 32
+#: Of a trust bundle.
+MAX_TRUSTED_CAS = 8
 
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", max_length=36)]
@@ -160,8 +162,22 @@ class ConfirmResponse(Payload, frozen=True):
     confirm_time: int
 
 
+class TrustedCa(Payload, frozen=True):
+    """A CA of the trust bundle (docs/rollover.md)."""
+
+    ca_id: Hash
+    #: announced, active or superseded; for a reader.
+    state: Short
+    #: DER, base64url: issuing CA first, root last.
+    ca_certificates: Annotated[list[Binary], msgspec.Meta(min_length=2, max_length=4)]
+    response_certificate: Binary
+
+
 class TrustBundleResponse(Payload, frozen=True):
+    """The CAs whose certificates are to be trusted; signed by the response key of the CA that was asked."""
+
     #: SHA-256 of the request's nonce.
     request_sha256: Hash
+    #: Of the CA that issues at present.
     ca_id: Hash
-    ca_certificates: list[Binary]
+    authorities: Annotated[list[TrustedCa], msgspec.Meta(min_length=1, max_length=MAX_TRUSTED_CAS)]

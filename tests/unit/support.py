@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from cryptography import x509
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
 
+from ca_ra.authority import Authorities, Authority, StoredCa
 from nftrust.errors import NftrustError, Reason
 from nftrust.x509 import authority, issuance
 from nftrust.x509.keys import NfPublicKey, signature_hash
@@ -192,3 +193,23 @@ def rebuild(
     for extension, critical in {**extensions, **kinds}.values():
         builder = builder.add_extension(extension, critical)
     return builder.sign(signer, signature_hash(signer.public_key()))
+
+
+def stored_ca(generation: int, **times: datetime | None) -> StoredCa:
+    """A generation as stored; the first is active, further ones are announced, unless ``times`` say otherwise."""
+    known: dict[str, datetime | None] = {
+        "announce_time": NOW,
+        "activate_after": NOW,
+        "activate_time": NOW if generation == 1 else None,
+        "retire_time": None,
+    }
+    return StoredCa(generation=generation, chain=None, response_certificate=None, **(known | times))  # type: ignore[arg-type]
+
+
+def authorities(*cas: Authority, stored: Sequence[StoredCa] | None = None) -> Authorities:
+    """The CAs of a CA/RA, in memory; the first is active unless ``stored`` says otherwise."""
+    by_generation = {each.generation: each for each in cas}
+    nowhere: Any = None
+    made = Authorities(nowhere, lambda each: by_generation[each.generation])
+    made.adopt([stored_ca(each.generation) for each in cas] if stored is None else stored)
+    return made

@@ -6,12 +6,22 @@ import asyncio
 from datetime import datetime, timedelta
 from typing import Any
 
-from ca_ra.authority import CRL_PATH
+from ca_ra.authority import Authority
 from ca_ra.crl import CrlPublisher
 from ca_ra.model import PublishedCrl
 from nftrust.clock import GuardedClock, SystemClock
 from nftrust.errors import NftrustError, Reason
 from nftrust.http import Request
+from tests.unit.support import NfCa, authorities
+
+CA = NfCa("crl")
+
+
+class Unchanged:
+    """CAs of which none is ever rolled over."""
+
+    async def refresh(self) -> None:
+        pass
 
 
 class Failing:
@@ -31,7 +41,7 @@ async def test_no_error_ends_it() -> None:
     store: Any = Failing()
     nothing: Any = None
     publisher = CrlPublisher(
-        nothing,
+        Unchanged(),  # type: ignore[arg-type]
         nothing,
         store,
         GuardedClock(SystemClock()),
@@ -56,10 +66,10 @@ class Published:
         self.number = 1
         self.reads = 0
 
-    async def latest_crl(self) -> PublishedCrl:
+    async def latest_crl(self, generation: int) -> PublishedCrl:
         return PublishedCrl(self.number, SystemClock().now(), 0)
 
-    async def crl_content(self, number: int) -> bytes:
+    async def crl_content(self, generation: int, number: int) -> bytes:
         self.reads += 1
         return f"CRL {number}".encode()
 
@@ -68,10 +78,15 @@ async def test_a_crl_is_read_once_for_all_who_ask_for_it() -> None:
     store: Any = Published()
     nothing: Any = None
     hour = timedelta(hours=1)
-    publisher = CrlPublisher(nothing, nothing, store, GuardedClock(SystemClock()), lifetime=hour, confirm_within=hour)
+    authority = Authority.of(
+        CA.chain, CA.response, public_url="http://localhost:1", country="DE", home_domain="5gc.example"
+    )
+    publisher = CrlPublisher(
+        authorities(authority), nothing, store, GuardedClock(SystemClock()), lifetime=hour, confirm_within=hour
+    )
 
     async def get() -> bytes:
-        return (await publisher.handle(Request("GET", CRL_PATH))).body
+        return (await publisher.handle(Request("GET", "/crl/issuing.crl"))).body
 
     assert [await get() for _ in range(3)] == [b"CRL 1"] * 3
     store.number = 2

@@ -29,7 +29,7 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.http import Request
 from nftrust.x509.authority import make_ocsp_certificate
 from nftrust.x509.crl import RevocationReason
-from tests.unit.support import AMF, NOW, NfCa
+from tests.unit.support import AMF, NOW, NfCa, authorities
 
 CA = NfCa("ocsp")
 OTHER = NfCa("other")
@@ -44,7 +44,7 @@ class Source:
         self.error: NftrustError | None = None
         self.responders: list[str] = []
 
-    async def status(self, serial: str) -> tuple[bool, Revocation | None]:
+    async def status(self, generation: int, serial: str) -> tuple[bool, Revocation | None]:
         if self.error is not None:
             raise self.error
         return serial in self.issued, self.issued.get(serial)
@@ -63,12 +63,12 @@ def service(source: Source) -> OcspService:
     authority = Authority.of(
         CA.chain, CA.response, public_url="http://localhost:1", country="DE", home_domain="5gc.example"
     )
-    made = OcspService(authority, None, source, GuardedClock(SystemClock()))  # type: ignore[arg-type]
+    made = OcspService(authorities(authority), None, source, GuardedClock(SystemClock()))  # type: ignore[arg-type]
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "OCSP")])
     certificate = make_ocsp_certificate(
         CA.issuing_key, CA.issuing, KEY.public_key(), subject, NOW, module.RESPONDER_LIFETIME
     )
-    made._responder = Responder(KEY, certificate)  # type: ignore[arg-type]
+    made._responders[1] = Responder(KEY, certificate)  # type: ignore[arg-type]
     return made
 
 
@@ -124,9 +124,9 @@ async def test_a_responder_is_made_again_in_the_second_half_of_its_life(
         return Made(now)
 
     monkeypatch.setattr(Responder, "make", make)
-    service._responder = None
+    service._responders.clear()
     for minutes in (0, 10, 20, 31, 40):
-        await service._present_responder(NOW + timedelta(minutes=minutes))
+        await service._present_responder(service._authorities.active, NOW + timedelta(minutes=minutes))
     assert made == [NOW, NOW + timedelta(minutes=31)]
     assert len(set(source.responders)) == 2, "and the audit log knows of each"
 
@@ -242,9 +242,8 @@ class SlowKey(ec.EllipticCurvePrivateKey):
 
 
 async def test_a_flood_of_questions_leaves_the_token_to_others(service: OcspService) -> None:
-    assert service._responder is not None
     key = SlowKey()
-    service._responder = Responder(key, service._responder.certificate)  # type: ignore[arg-type]
+    service._responders[1] = Responder(key, service._responders[1].certificate)  # type: ignore[arg-type]
     answers = await asyncio.gather(*(ask(service, post(question(n))) for n in range(1, 30)))
     assert all(answer.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL for answer in answers)
     assert 1 < key.most <= module.SIGNING

@@ -216,6 +216,7 @@ class CertificateAuthority(google.protobuf.message.Message):
     ENROLMENT_ENDPOINTS_FIELD_NUMBER: builtins.int
     ENROLMENT_TRUST_ANCHORS_PEM_FIELD_NUMBER: builtins.int
     OCSP_URL_FIELD_NUMBER: builtins.int
+    ISSUING_CAS_FIELD_NUMBER: builtins.int
     ca_id: builtins.str
     """SHA-256 of the issuing CA's SubjectPublicKeyInfo, base64url without padding."""
     issuing_ca_pem: builtins.str
@@ -233,6 +234,10 @@ class CertificateAuthority(google.protobuf.message.Message):
     def enrolment_endpoints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Where NFs are told to enrol: `host:port`."""
 
+    @property
+    def issuing_cas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___IssuingCa]:
+        """All that there are, by generation (docs/rollover.md); the fields above are those of the active one."""
+
     def __init__(
         self,
         *,
@@ -247,8 +252,88 @@ class CertificateAuthority(google.protobuf.message.Message):
         enrolment_endpoints: collections.abc.Iterable[builtins.str] | None = ...,
         enrolment_trust_anchors_pem: builtins.str = ...,
         ocsp_url: builtins.str = ...,
+        issuing_cas: collections.abc.Iterable[global___IssuingCa] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["crl_next_update", b"crl_next_update"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ca_id", b"ca_id", "certificate_count", b"certificate_count", "crl_next_update", b"crl_next_update", "crl_url", b"crl_url", "enrolment_endpoints", b"enrolment_endpoints", "enrolment_trust_anchors_pem", b"enrolment_trust_anchors_pem", "home_domain", b"home_domain", "issuing_ca_pem", b"issuing_ca_pem", "ocsp_url", b"ocsp_url", "response_certificate_pem", b"response_certificate_pem", "root_ca_pem", b"root_ca_pem"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ca_id", b"ca_id", "certificate_count", b"certificate_count", "crl_next_update", b"crl_next_update", "crl_url", b"crl_url", "enrolment_endpoints", b"enrolment_endpoints", "enrolment_trust_anchors_pem", b"enrolment_trust_anchors_pem", "home_domain", b"home_domain", "issuing_ca_pem", b"issuing_ca_pem", "issuing_cas", b"issuing_cas", "ocsp_url", b"ocsp_url", "response_certificate_pem", b"response_certificate_pem", "root_ca_pem", b"root_ca_pem"]) -> None: ...
 
 global___CertificateAuthority = CertificateAuthority
+
+@typing.final
+class IssuingCa(google.protobuf.message.Message):
+    """A generation of the issuing CA."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _State:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _StateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[IssuingCa._State.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: IssuingCa._State.ValueType  # 0
+        ANNOUNCED: IssuingCa._State.ValueType  # 1
+        """Known ahead of use."""
+        ACTIVE: IssuingCa._State.ValueType  # 2
+        """Issues."""
+        SUPERSEDED: IssuingCa._State.ValueType  # 3
+        """Issues no more; its certificates are still good."""
+        RETIRED: IssuingCa._State.ValueType  # 4
+        """Not trusted any more."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: IssuingCa.State.ValueType  # 0
+    ANNOUNCED: IssuingCa.State.ValueType  # 1
+    """Known ahead of use."""
+    ACTIVE: IssuingCa.State.ValueType  # 2
+    """Issues."""
+    SUPERSEDED: IssuingCa.State.ValueType  # 3
+    """Issues no more; its certificates are still good."""
+    RETIRED: IssuingCa.State.ValueType  # 4
+    """Not trusted any more."""
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    CA_ID_FIELD_NUMBER: builtins.int
+    ISSUING_CA_PEM_FIELD_NUMBER: builtins.int
+    ROOT_CA_PEM_FIELD_NUMBER: builtins.int
+    CRL_URL_FIELD_NUMBER: builtins.int
+    CRL_NEXT_UPDATE_FIELD_NUMBER: builtins.int
+    ACTIVATE_AFTER_FIELD_NUMBER: builtins.int
+    ACTIVATE_TIME_FIELD_NUMBER: builtins.int
+    RETIRE_TIME_FIELD_NUMBER: builtins.int
+    generation: builtins.int
+    state: global___IssuingCa.State.ValueType
+    ca_id: builtins.str
+    issuing_ca_pem: builtins.str
+    """The issuing CA, then its root."""
+    root_ca_pem: builtins.str
+    crl_url: builtins.str
+    @property
+    def crl_next_update(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def activate_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The end of the lead time."""
+
+    @property
+    def activate_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def retire_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        generation: builtins.int = ...,
+        state: global___IssuingCa.State.ValueType = ...,
+        ca_id: builtins.str = ...,
+        issuing_ca_pem: builtins.str = ...,
+        root_ca_pem: builtins.str = ...,
+        crl_url: builtins.str = ...,
+        crl_next_update: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        activate_after: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        activate_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        retire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["activate_after", b"activate_after", "activate_time", b"activate_time", "crl_next_update", b"crl_next_update", "retire_time", b"retire_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["activate_after", b"activate_after", "activate_time", b"activate_time", "ca_id", b"ca_id", "crl_next_update", b"crl_next_update", "crl_url", b"crl_url", "generation", b"generation", "issuing_ca_pem", b"issuing_ca_pem", "retire_time", b"retire_time", "root_ca_pem", b"root_ca_pem", "state", b"state"]) -> None: ...
+
+global___IssuingCa = IssuingCa

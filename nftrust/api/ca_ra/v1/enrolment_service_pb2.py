@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,nftrust/api/ca_ra/v1/enrolment_service.proto\x12\x14nftrust.api.ca_ra.v1\x1a\x1fgoogle/api/field_behavior.proto\"-\n\x17\x45nrolCertificateRequest\x12\x12\n\x05proof\x18\x01 \x01(\tB\x03\xe0\x41\x02\"3\n\x18\x45nrolCertificateResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t\"-\n\x17RenewCertificateRequest\x12\x12\n\x05proof\x18\x01 \x01(\tB\x03\xe0\x41\x02\"3\n\x18RenewCertificateResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t\"/\n\x19\x43onfirmCertificateRequest\x12\x12\n\x05proof\x18\x01 \x01(\tB\x03\xe0\x41\x02\"5\n\x1a\x43onfirmCertificateResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t\"+\n\x15GetTrustBundleRequest\x12\x12\n\x05nonce\x18\x01 \x01(\x0c\x42\x03\xe0\x41\x02\"1\n\x16GetTrustBundleResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t2\xde\x03\n\x10\x45nrolmentService\x12q\n\x10\x45nrolCertificate\x12-.nftrust.api.ca_ra.v1.EnrolCertificateRequest\x1a..nftrust.api.ca_ra.v1.EnrolCertificateResponse\x12q\n\x10RenewCertificate\x12-.nftrust.api.ca_ra.v1.RenewCertificateRequest\x1a..nftrust.api.ca_ra.v1.RenewCertificateResponse\x12w\n\x12\x43onfirmCertificate\x12/.nftrust.api.ca_ra.v1.ConfirmCertificateRequest\x1a\x30.nftrust.api.ca_ra.v1.ConfirmCertificateResponse\x12k\n\x0eGetTrustBundle\x12+.nftrust.api.ca_ra.v1.GetTrustBundleRequest\x1a,.nftrust.api.ca_ra.v1.GetTrustBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,nftrust/api/ca_ra/v1/enrolment_service.proto\x12\x14nftrust.api.ca_ra.v1\x1a\x1fgoogle/api/field_behavior.proto\"-\n\x17\x45nrolCertificateRequest\x12\x12\n\x05proof\x18\x01 \x01(\tB\x03\xe0\x41\x02\"3\n\x18\x45nrolCertificateResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t\"-\n\x17RenewCertificateRequest\x12\x12\n\x05proof\x18\x01 \x01(\tB\x03\xe0\x41\x02\"3\n\x18RenewCertificateResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t\"/\n\x19\x43onfirmCertificateRequest\x12\x12\n\x05proof\x18\x01 \x01(\tB\x03\xe0\x41\x02\"5\n\x1a\x43onfirmCertificateResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t\":\n\x15GetTrustBundleRequest\x12\x12\n\x05nonce\x18\x01 \x01(\x0c\x42\x03\xe0\x41\x02\x12\r\n\x05\x63\x61_id\x18\x02 \x01(\t\"1\n\x16GetTrustBundleResponse\x12\x17\n\x0fsigned_response\x18\x01 \x01(\t2\xde\x03\n\x10\x45nrolmentService\x12q\n\x10\x45nrolCertificate\x12-.nftrust.api.ca_ra.v1.EnrolCertificateRequest\x1a..nftrust.api.ca_ra.v1.EnrolCertificateResponse\x12q\n\x10RenewCertificate\x12-.nftrust.api.ca_ra.v1.RenewCertificateRequest\x1a..nftrust.api.ca_ra.v1.RenewCertificateResponse\x12w\n\x12\x43onfirmCertificate\x12/.nftrust.api.ca_ra.v1.ConfirmCertificateRequest\x1a\x30.nftrust.api.ca_ra.v1.ConfirmCertificateResponse\x12k\n\x0eGetTrustBundle\x12+.nftrust.api.ca_ra.v1.GetTrustBundleRequest\x1a,.nftrust.api.ca_ra.v1.GetTrustBundleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,9 +43,9 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_CONFIRMCERTIFICATERESPONSE']._serialized_start=352
   _globals['_CONFIRMCERTIFICATERESPONSE']._serialized_end=405
   _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=407
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=450
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=452
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=501
-  _globals['_ENROLMENTSERVICE']._serialized_start=504
-  _globals['_ENROLMENTSERVICE']._serialized_end=982
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=465
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=467
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=516
+  _globals['_ENROLMENTSERVICE']._serialized_start=519
+  _globals['_ENROLMENTSERVICE']._serialized_end=997
 # @@protoc_insertion_point(module_scope)

@@ -105,14 +105,18 @@ class GetTrustBundleRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NONCE_FIELD_NUMBER: builtins.int
+    CA_ID_FIELD_NUMBER: builtins.int
     nonce: builtins.bytes
     """16 to 64 random bytes; the response is bound to them."""
+    ca_id: builtins.str
+    """The CA by whose response key the answer is to be signed, because the NF knows it; the active one where empty."""
     def __init__(
         self,
         *,
         nonce: builtins.bytes = ...,
+        ca_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["nonce", b"nonce"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ca_id", b"ca_id", "nonce", b"nonce"]) -> None: ...
 
 global___GetTrustBundleRequest = GetTrustBundleRequest
 

@@ -76,7 +76,7 @@ class EnrolmentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTrustBundle(self, request, context):
-        """The CA certificates in force. Caller: NF.
+        """The CAs that are not retired (docs/rollover.md). Caller: NF.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

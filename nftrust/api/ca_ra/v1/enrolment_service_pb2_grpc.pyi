@@ -54,7 +54,7 @@ class EnrolmentServiceStub:
         nftrust.api.ca_ra.v1.enrolment_service_pb2.GetTrustBundleRequest,
         nftrust.api.ca_ra.v1.enrolment_service_pb2.GetTrustBundleResponse,
     ]
-    """The CA certificates in force. Caller: NF."""
+    """The CAs that are not retired (docs/rollover.md). Caller: NF."""
 
 class EnrolmentServiceAsyncStub:
     """Issues the NF certificate (TR 33.876, key issue 2: steps 9 and 10).
@@ -92,7 +92,7 @@ class EnrolmentServiceAsyncStub:
         nftrust.api.ca_ra.v1.enrolment_service_pb2.GetTrustBundleRequest,
         nftrust.api.ca_ra.v1.enrolment_service_pb2.GetTrustBundleResponse,
     ]
-    """The CA certificates in force. Caller: NF."""
+    """The CAs that are not retired (docs/rollover.md). Caller: NF."""
 
 class EnrolmentServiceServicer(metaclass=abc.ABCMeta):
     """Issues the NF certificate (TR 33.876, key issue 2: steps 9 and 10).
@@ -138,6 +138,6 @@ class EnrolmentServiceServicer(metaclass=abc.ABCMeta):
         request: nftrust.api.ca_ra.v1.enrolment_service_pb2.GetTrustBundleRequest,
         context: _ServicerContext,
     ) -> typing.Union[nftrust.api.ca_ra.v1.enrolment_service_pb2.GetTrustBundleResponse, collections.abc.Awaitable[nftrust.api.ca_ra.v1.enrolment_service_pb2.GetTrustBundleResponse]]:
-        """The CA certificates in force. Caller: NF."""
+        """The CAs that are not retired (docs/rollover.md). Caller: NF."""
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
