@@ -60,6 +60,23 @@ def show_ca(config: str, pem: bool, output: str) -> None:
             ("certificates issued", str(found.certificate_count)),
         ]
     )
+    if len(found.issuing_cas) > 1:
+        rows = [_generation(each) for each in found.issuing_cas]
+        emit_table(["CA", "STATE", "SUBJECT", "VALID UNTIL", "ACTIVATED", "MAY BE ACTIVATED"], rows)
+
+
+def _generation(found: certificate_pb.IssuingCa) -> tuple[str, ...]:
+    """A row of a rollover (docs/rollover.md)."""
+    issuing = x509.load_pem_x509_certificate(found.issuing_ca_pem.encode())
+    waits = found.state == certificate_pb.IssuingCa.ANNOUNCED
+    return (
+        str(found.generation),
+        certificate_pb.IssuingCa.State.Name(found.state).lower(),
+        issuing.subject.rfc4514_string(),
+        f"{issuing.not_valid_after_utc:%Y-%m-%d}",
+        time(found.activate_time),
+        time(found.activate_after) if waits else "",
+    )
 
 
 @ca.command("crl")

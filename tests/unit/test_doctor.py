@@ -146,7 +146,7 @@ def test_the_issuing_ca(lifetime: timedelta, verdict: Verdict) -> None:
     issuing = make_ca("Issuing").issue(lifetime=lifetime, not_before=NOW - timedelta(days=10))
     found = authority(Authority(issuing.certificate, issuing.key)).issuing_ca()
     assert found.verdict is verdict
-    assert ("ca-ra import" in found.remedy) == (verdict is not Verdict.OK)
+    assert ("ca-ra rollover" in found.remedy) == (verdict is not Verdict.OK)
 
 
 def test_the_crl() -> None:

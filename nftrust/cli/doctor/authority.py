@@ -6,7 +6,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 from cryptography import x509
@@ -42,6 +42,7 @@ class CertificateAuthority:
         return (
             Check("ca-ra.authority", ENROLMENT, self.ask, self.service.needs("storage")),
             Check("ca-ra.issuing-ca", HOP, self.issuing_ca, ("ca-ra.authority",)),
+            Check("ca-ra.rollover", HOP, self.rollover, ("ca-ra.authority",)),
             Check("ca-ra.crl.reach", HOP, self.fetch_crl, ("ca-ra.authority",)),
             Check("ca-ra.crl", HOP, self.judge_crl, ("ca-ra.crl.reach",)),
         )
@@ -61,12 +62,38 @@ class CertificateAuthority:
 
     def issuing_ca(self) -> Finding:
         now, certificate = self.clock.now(), self._certificate()
-        remedy = "`ca-ra init --csr`, have the root sign it, then `ca-ra import --chain`."
+        remedy = "Roll over to a new CA: `ca-ra rollover announce`, in time before the lead time (docs/rollover.md)."
         found = certificates.validity("the issuing CA's certificate", certificate, now, remedy)
         if certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc < now + ENOUGH:
             until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-            return attention(f"the issuing CA ends on {until}: NF certificates end no later", remedy)
+            text = f"the issuing CA ends on {until}: NF certificates end no later"
+            if any(ca.state == pb.IssuingCa.ANNOUNCED for ca in self.about.issuing_cas):
+                remedy = "Its successor is announced: `ca-ra rollover activate` after the lead time."
+            return attention(text, remedy)
         return found
+
+    def rollover(self) -> Finding:
+        """Which phase it is in, and whether a CA that issues no more still tells what is revoked."""
+        now = self.clock.now()
+        silent = [ca.generation for ca in self.about.issuing_cas if _silent(ca, now)]
+        if silent:
+            return broken(
+                f"the CRL of CA {', '.join(map(str, silent))} is stale",
+                "The CA/RA signs a new one by itself: see its log for why not (token, database).",
+            )
+        for ca in self.about.issuing_cas:
+            if ca.state == pb.IssuingCa.ANNOUNCED:
+                until = ca.activate_after.ToDatetime(UTC)
+                if now < until:
+                    return ok(f"CA {ca.generation} is announced; its lead time ends {until:%Y-%m-%d %H:%MZ}")
+                return attention(
+                    f"CA {ca.generation} is announced and its lead time is over",
+                    "`ca-ra rollover activate`, or `ca-ra rollover retire` to withdraw it.",
+                )
+        old = [str(ca.generation) for ca in self.about.issuing_cas if ca.state == pb.IssuingCa.SUPERSEDED]
+        if old:
+            return ok(f"CA {', '.join(old)} is superseded; it can be retired once no certificate of it is good")
+        return ok("no rollover is under way")
 
     def fetch_crl(self) -> Finding:
         url = self.about.crl_url
@@ -136,3 +163,11 @@ class CertificateAuthority:
             return ok("NFs can enrol there: it answers and signs")
 
         return look
+
+
+def _silent(ca: pb.IssuingCa, now: datetime) -> bool:
+    """One that has to have a CRL, and has none that is in force; the active one's is fetched and judged by itself."""
+    if ca.state not in (pb.IssuingCa.ANNOUNCED, pb.IssuingCa.SUPERSEDED):
+        return False
+    issuing = x509.load_pem_x509_certificate(ca.issuing_ca_pem.encode())
+    return now < issuing.not_valid_after_utc and ca.crl_next_update.ToDatetime(UTC) < now
