@@ -176,7 +176,7 @@ def _ca_ra(
 ) -> CaRaPort:
     own = GrpcCaRaPort(
         _channel(config.ca_ra, identity, stack),
-        x509.load_pem_x509_certificate(read_file(config.ca_ra.trust_anchor)),
+        x509.load_pem_x509_certificates(read_file(config.ca_ra.trust_anchor)),
         clock,
         config.ca_ra.timeout_seconds,
     )

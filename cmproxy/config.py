@@ -36,7 +36,7 @@ class PeerConfig(Section, frozen=True, kw_only=True):
 class CaRaPeerConfig(PeerConfig, frozen=True, kw_only=True):
     """The CA/RA that the proxy registers at."""
 
-    #: PEM of the operator's root: what the CA/RA answers has to be signed under it (security rule 12).
+    #: PEM of the operator's root, or of several: what the CA/RA answers has to be signed under it (security rule 12).
     trust_anchor: Path
 
 

@@ -42,6 +42,8 @@ class AcceptedInfo:
     #: Issuing CA first, root last.
     ca_chain: tuple[x509.Certificate, ...]
     response_key: ec.EllipticCurvePublicKey
+    #: Roots under which a certificate is taken: the delivered one; for a renewal, those of the trust bundle.
+    anchors: tuple[x509.Certificate, ...]
 
     def read_response(self, text: str, url: str, payload_type: type[P]) -> P:
         """A response of the CA/RA, verified. Raises NftrustError(RESPONSE_INVALID)."""
@@ -60,8 +62,8 @@ class Expectations:
     nf_instance_id: str
     transport_key_sha256: bytes
     minimum_delivery_mode: DeliveryMode
-    #: A preconfigured anchor wins over a delivered one.
-    trust_anchor: x509.Certificate | None
+    #: Preconfigured anchors win over a delivered one; none: whatever is delivered.
+    trust_anchors: tuple[x509.Certificate, ...]
 
 
 def accept_enrolment_info(text: str, expected: Expectations, has_clear_iak: bool, now: datetime) -> AcceptedInfo:
@@ -84,13 +86,13 @@ def recall_enrolment_info(text: str, expected: Expectations, now: datetime) -> A
 
     Raises NftrustError(ENROLMENT_INFO_INVALID).
     """
-    verified = verify_enrolment_info(text, expected.trust_anchor, now)  # 1 to 3
+    verified = verify_enrolment_info(text, expected.trust_anchors, now)  # 1 to 3
     info = verified.info
     if info.nf_instance_id != expected.nf_instance_id:  # 4: for this NF and its transport key
         raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it is for another NF")
     if info.transport_key_sha256 != jose.b64url(expected.transport_key_sha256):
         raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it is for another transport key")
-    return AcceptedInfo(info, verified.ca_chain, verified.response_key)
+    return AcceptedInfo(info, verified.ca_chain, verified.response_key, verified.ca_chain[-1:])
 
 
 def require_alive(accepted: AcceptedInfo, now: datetime) -> None:
@@ -115,8 +117,11 @@ def accept_certificate(
         raise refuse("it answers another request")
     try:
         encoded = jose.b64url_decode(response.certificate)
-        [certificate] = load_chain([encoded])
-        validate_path([certificate, *accepted.ca_chain[:-1]], [accepted.ca_chain[-1]], now)  # 2: the anchor
+        issuers = [jose.b64url_decode(ca) for ca in response.ca_certificates]
+        [certificate], ca_chain = load_chain([encoded]), load_chain(issuers)
+        if ca_chain[-1] not in accepted.anchors:  # 2: the anchor
+            raise PathInvalid
+        validate_path([certificate, *ca_chain[:-1]], ca_chain[-1:], now)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         types = certificate.extensions.get_extension_for_oid(nftypes.NF_TYPES_OID).value
         assert isinstance(types, x509.UnrecognizedExtension)
@@ -130,7 +135,7 @@ def accept_certificate(
         raise refuse("the certificate has other names")
     if certified_types != [info.nf_type]:  # 5
         raise refuse("the certificate has another NF type")
-    return [encoded, *(jose.b64url_decode(ca) for ca in info.ca_certificates)]
+    return [encoded, *issuers]
 
 
 def utc_now() -> datetime:

@@ -31,6 +31,7 @@ from nf_agent.procedure import Procedure, Superseded, new_attempt
 from nf_agent.renewal import Renewer, has_ended
 from nf_agent.service import AgentServicer, serve
 from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore
+from nf_agent.trust import RefreshPolicy, TrustRefresher, trust_anchors
 from nf_agent.validity import Condition, ValidityWatch, condition_of
 from nftrust import jose
 from nftrust.clock import SystemClock
@@ -64,7 +65,6 @@ class NfAgent:
             config,
             states,
             token,
-            expected,
             lambda: GrpcEnrolmentPort(config.request_timeout_seconds),
             SystemClock(),
             self._publish,
@@ -97,11 +97,11 @@ class NfAgent:
             if config.minimum_delivery_mode == "wrapped":
                 await token.run(ProveCustody())
             transport_key = await token.run(PublicKey(TRANSPORT_KEY))
-            anchor = None
+            anchors: tuple[x509.Certificate, ...] = ()
             if config.trust_anchor is not None:
-                anchor = x509.load_pem_x509_certificate(read_file(config.trust_anchor))
+                anchors = tuple(x509.load_pem_x509_certificates(read_file(config.trust_anchor)))
             expected = Expectations(
-                config.nf_instance_id, jose.sha256(transport_key), config.minimum_delivery_mode, anchor
+                config.nf_instance_id, jose.sha256(transport_key), config.minimum_delivery_mode, anchors
             )
             agent = cls(config, states, token, expected, _foreign_expectations(config, expected))
             async with agent._running(transport_key):
@@ -115,8 +115,8 @@ class NfAgent:
         day0_key = load_pem_private_key(read_file(self.config.listener.tls.private_key), None)
         if not isinstance(day0_key, ec.EllipticCurvePrivateKey):
             raise NftrustError(Reason.CONFIG_INVALID, "the day-0 key is not an EC key")
-        anchor = self._expected.trust_anchor
-        servicer = AgentServicer(self, self.config, transport_key, day0_key, day0_chain, anchor)
+        anchors = self._expected.trust_anchors
+        servicer = AgentServicer(self, self.config, transport_key, day0_key, day0_chain, anchors)
         server = serve(self.config, servicer)
         await server.start()
         self.port = server.port
@@ -127,9 +127,8 @@ class NfAgent:
             self._wake()
 
         watch = ValidityWatch(lambda: self.state, lambda: self.change, judged)
-        workers = [
-            asyncio.create_task(run) for run in (self._work(), self._renewer.run(), self._hooks.run(), watch.run())
-        ]
+        running = (self._work(), self._renewer.run(), self._hooks.run(), watch.run(), self._refresh_trust())
+        workers = [asyncio.create_task(run) for run in running]
         try:
             yield
         finally:
@@ -373,7 +372,23 @@ class NfAgent:
     def _present(self) -> Credential | None:
         """The credential in use."""
         current = self._states.state.current
-        return None if current is None else credential_of(current, self._token, self.config.token)
+        if current is None:
+            return None
+        return credential_of(current, self._token, self.config.token, trust_anchors(self._states.state))
+
+    async def _refresh_trust(self) -> None:
+        """Until cancelled."""
+        config = self.config
+        policy = RefreshPolicy(config.trust_refresh_seconds, config.retry_cap_seconds)
+        async with GrpcEnrolmentPort(config.request_timeout_seconds) as port:
+            await TrustRefresher(
+                self._states,
+                port,
+                self._expected.trust_anchors,
+                policy,
+                lambda: self.change,
+                self._hooks.certificate_changed,
+            ).run()
 
 
 def _sent(state: AgentState) -> Attempt | None:

@@ -11,6 +11,7 @@ from nf_agent.acceptance import AcceptedInfo
 from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as pb
 from nftrust.api.ca_ra.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from nftrust.errors import NftrustError, Reason
+from nftrust.messages import EnrolmentInfo
 from nftrust.rpc.channel import correlated, open_channel
 from nftrust.rpc.status import from_rpc_error
 
@@ -41,7 +42,7 @@ class GrpcEnrolmentPort:
                 await stub.EnrolCertificate(request, timeout=self.timeout_seconds, metadata=correlated())
             ).signed_response
 
-        return await self._call(accepted, call)
+        return await self._call(accepted.info, call)
 
     async def renew(self, accepted: AcceptedInfo, proof: str) -> str:
         async def call(stub: EnrolmentServiceAsyncStub) -> str:
@@ -50,7 +51,7 @@ class GrpcEnrolmentPort:
                 await stub.RenewCertificate(request, timeout=self.timeout_seconds, metadata=correlated())
             ).signed_response
 
-        return await self._call(accepted, call)
+        return await self._call(accepted.info, call)
 
     async def confirm(self, accepted: AcceptedInfo, proof: str) -> str:
         async def call(stub: EnrolmentServiceAsyncStub) -> str:
@@ -59,12 +60,21 @@ class GrpcEnrolmentPort:
                 await stub.ConfirmCertificate(request, timeout=self.timeout_seconds, metadata=correlated())
             ).signed_response
 
-        return await self._call(accepted, call)
+        return await self._call(accepted.info, call)
 
-    async def _call(self, accepted: AcceptedInfo, call: Callable[[EnrolmentServiceAsyncStub], Awaitable[str]]) -> str:
-        roots = "".join(accepted.info.tls_trust_anchors).encode("ascii", "replace")
+    async def trust_bundle(self, info: EnrolmentInfo, nonce: bytes, ca_id: str) -> str:
+        async def call(stub: EnrolmentServiceAsyncStub) -> str:
+            request = pb.GetTrustBundleRequest(nonce=nonce, ca_id=ca_id)
+            return (
+                await stub.GetTrustBundle(request, timeout=self.timeout_seconds, metadata=correlated())
+            ).signed_response
+
+        return await self._call(info, call)
+
+    async def _call(self, info: EnrolmentInfo, call: Callable[[EnrolmentServiceAsyncStub], Awaitable[str]]) -> str:
+        roots = "".join(info.tls_trust_anchors).encode("ascii", "replace")
         error = NftrustError(Reason.PEER_UNAVAILABLE)
-        endpoints = accepted.info.endpoints
+        endpoints = info.endpoints
         if self._connected is not None and self._connected[0] in endpoints:
             endpoints = [self._connected[0], *(each for each in endpoints if each != self._connected[0])]
         for endpoint in endpoints:

@@ -82,8 +82,10 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     #: The NF's own minimum (security rule 5): what it is offered may fail, never weaken it.
     minimum_delivery_mode: DeliveryMode = "wrapped"
     key_type: Literal["ec-p256", "ec-p384"] = "ec-p256"
-    #: PEM of the operator's root; wins over what step 7 delivers (security rule 12).
+    #: PEM of the operator's root, or of several; wins over what step 7 and trust bundles deliver (security rule 12).
     trust_anchor: Path | None = None
+    #: How often the trust bundle is fetched, on average.
+    trust_refresh_seconds: Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)] = 6 * 3600.0
     #: None: no foreign CA/RA is accepted.
     foreign_ca_ra: ForeignTrustConfig | None = None
     #: URIs of the CM proxies that may deliver; empty: any of the services CA.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -21,7 +22,7 @@ class Credential:
 
     #: Certificate first, then the issuing CA.
     chain: tuple[x509.Certificate, ...]
-    #: Anchors for the certificates of other NFs, the root of :attr:`chain` first.
+    #: Anchors for the certificates of other NFs, the root of :attr:`chain` first if it is still one of them.
     trust_bundle: tuple[x509.Certificate, ...]
     #: A pyca private key that signs in the token.
     private_key: TokenEcPrivateKey
@@ -34,15 +35,21 @@ class Credential:
 
     @property
     def trust_anchor(self) -> x509.Certificate:
-        """The operator's root."""
+        """The first of the operator's roots."""
         return self.trust_bundle[0]
 
 
-def credential_of(attempt: Attempt, token: TokenClient, config: TokenConfig) -> Credential:
-    """The credential of a confirmed attempt; does not ask the token. Raises NftrustError(KEY_MISSING)."""
+def credential_of(
+    attempt: Attempt, token: TokenClient, config: TokenConfig, anchors: Sequence[x509.Certificate]
+) -> Credential:
+    """The credential of a confirmed attempt, with the roots of the CAs that the NF trusts; does not ask the token.
+
+    Raises NftrustError(KEY_MISSING).
+    """
     *chain, root = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in attempt.chain)
     spki = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     key = key_in_token(token, attempt.key_label, spki)
     if not isinstance(key, TokenEcPrivateKey):
         raise NftrustError(Reason.KEY_MISSING, metadata={"label": attempt.key_label})
-    return Credential(tuple(chain), (root,), key, key_uri(config, attempt.key_label))
+    bundle = sorted(anchors, key=lambda anchor: anchor != root) or [root]
+    return Credential(tuple(chain), tuple(bundle), key, key_uri(config, attempt.key_label))

@@ -20,11 +20,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec.structs import replace
 
-from nf_agent.acceptance import AcceptedInfo, Expectations, recall_enrolment_info, utc_now
+from nf_agent.acceptance import AcceptedInfo, utc_now
 from nf_agent.config import AgentConfig
 from nf_agent.procedure import EnrolmentPort, Procedure, Superseded, new_attempt
 from nf_agent.schedule import RenewalPolicy, Validity, draw_of, renewal_time, retry_delay
 from nf_agent.state import AgentState, Attempt, OldKey, Renewal, StateStore, not_after_of
+from nf_agent.trust import present_ca, trust_of_renewal
 from nftrust import jose
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
@@ -41,8 +42,9 @@ log = logging.getLogger("nf_agent.renewal")
 LOOK_SECONDS = 30.0
 #: By how much the wall clock may run away from the monotonic one.
 TOLERANCE_SECONDS = 300.0
-#: The request leads nowhere any more: the successor was revoked before it was confirmed.
-_LAPSED = frozenset({Reason.CERTIFICATE_KEY_REUSED})
+#: The request leads nowhere any more: the successor was revoked before it was confirmed; or the CA that it names is
+#: retired, and as a request that was heard is answered from the store, nothing was issued for it.
+_LAPSED = frozenset({Reason.CERTIFICATE_KEY_REUSED, Reason.CA_UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,6 @@ class Renewer:
         config: AgentConfig,
         states: StateStore,
         token: TokenClient,
-        expected: Expectations,
         connect: Callable[[], AbstractAsyncContextManager[EnrolmentPort]],
         clock: Clock,
         certificate_changed: Callable[[], None],
@@ -167,7 +168,6 @@ class Renewer:
         self._policy = config.renewal.policy
         self._states = states
         self._token = token
-        self._expected = expected
         self._connect = connect
         self._time = Timekeeper(clock)
         self._certificate_changed = certificate_changed
@@ -219,11 +219,11 @@ class Renewer:
         state = self._states.state
         attempt = state.renewal.attempt
         if attempt is None:
-            attempt = new_attempt(current.enrolment_info, current.registration, None)
+            attempt = replace(new_attempt(current.enrolment_info, current.registration, None), signer=present_ca(state))
             self._states.save(replace(state, renewal=replace(state.renewal, attempt=attempt)))
         correlation_id.set(attempt.correlation)
         try:
-            accepted = recall_enrolment_info(current.enrolment_info, self._expected, utc_now())
+            accepted = trust_of_renewal(self._states.state, attempt)
             async with self._connect() as port:
                 await RenewalProcedure(self._states, self._token, port, self._config.key_type, attempt.request_id).run(
                     accepted

@@ -77,7 +77,7 @@ class AgentServicer(AgentServiceServicer):
         transport_key: bytes,
         day0_key: ec.EllipticCurvePrivateKey,
         day0_chain: Sequence[x509.Certificate],
-        trust_anchor: x509.Certificate | None,
+        trust_anchors: Sequence[x509.Certificate],
     ) -> None:
         self._agent = agent
         self._config = config
@@ -85,7 +85,7 @@ class AgentServicer(AgentServiceServicer):
         self._transport_key = transport_key
         self._day0_key = day0_key
         self._day0_chain = [der(certificate) for certificate in day0_chain]
-        self._trust_anchor_sha256 = b"" if trust_anchor is None else jose.sha256(der(trust_anchor))
+        self._trust_anchor_sha256 = [jose.sha256(der(anchor)) for anchor in trust_anchors]
 
     async def GetAgentInfo(
         self, request: pb.GetAgentInfoRequest, context: grpc.aio.ServicerContext[object, object]

@@ -20,6 +20,17 @@ STATE_FILE = "state.json"
 Phase = Literal["armed", "enrolling", "confirmed", "failed", "delivered"]
 
 
+class KnownCa(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A CA that the NF trusts (docs/rollover.md). Certificates are DER, hexadecimal."""
+
+    ca_id: str
+    #: As of the last bundle: announced, active or superseded.
+    state: str
+    #: Issuing CA first, root last.
+    chain: tuple[str, ...]
+    response_certificate: str
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One enrolment, from delivery on. Times are seconds since the epoch."""
 
@@ -40,6 +51,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     request_time: float | None = None
     certificate_time: float | None = None
     confirm_time: float | None = None
+    #: Of a renewal: the CA whose response key answers it. None: that of the enrolment information.
+    signer: KnownCa | None = None
 
 
 class Renewal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +89,9 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     current: Attempt | None = None
     renewal: Renewal = Renewal()
     old_keys: tuple[OldKey, ...] = ()
+    #: What the CA/RA's trust bundle named when it was fetched last, by generation, and when that was.
+    bundle: tuple[KnownCa, ...] = ()
+    bundle_time: float | None = None
 
     def with_current(self, confirmed: Attempt) -> AgentState:
         """Switch over: this certificate is in use from now on, and the key of the one before is old."""

@@ -131,7 +131,7 @@ class RealNf:
 
     async def expected(self) -> Expectations:
         transport_key = await self.token.run(PublicKey(TRANSPORT_KEY))
-        return Expectations(self.nf.nf_instance_id, jose.sha256(transport_key), "wrapped", None)
+        return Expectations(self.nf.nf_instance_id, jose.sha256(transport_key), "wrapped", ())
 
     async def enrol(self) -> None:
         """Steps 5 to 10; OAM registers, lifts a suspension, and allows it again and again."""
@@ -156,7 +156,6 @@ class RealNf:
             self.config,
             self.states,
             self.token,
-            await self.expected(),
             lambda: FlakyPort(self.faults),
             self.clock,
             lambda: self.changes.append(self.serial),

@@ -25,7 +25,7 @@ from nftrust.messages import RESPONSE_TYP, TRUST_BUNDLE_URL, TrustBundleResponse
 from nftrust.x509.path import pem_chain
 from softhsm import create_token
 from tests.lab_kit import CALL_SECONDS, Channels, Process, RunningLab, free_port, read_toml, unlimited, write_toml
-from tests.soft_nf import Iak
+from tests.soft_nf import Iak, SoftNf
 
 LEAD_IS_OVER = ("--lead-hours", "0")
 
@@ -69,6 +69,8 @@ class RollingCa:
     config: Path
     root_token: Path
     oam: Channels
+    #: The enrolment information as delivered, by registration.
+    delivered: dict[str, str] = field(default_factory=dict)
     _process: Process | None = field(default=None)
 
     @classmethod
@@ -83,6 +85,7 @@ class RollingCa:
         tree["store"] = {"url": f"sqlite:///{directory / 'store.sqlite'}"}
         tree["ca"] |= {"chain": str(directory / "chain.pem"), "response_certificate": str(directory / "response.pem")}
         tree["token"] = _token(directory, "ca")
+        tree["registration"]["endpoints"] = [f"{HOST}:{ports['enrolment']}"]
         config, root_token = directory / "ca_ra.toml", directory / "root.toml"
         write_toml(config, tree)
         root_token.write_text(tomli_w.dumps(_token(directory, "root")))
@@ -141,11 +144,15 @@ class RollingCa:
 
     # NFs
 
+    def soft_nf(self) -> SoftNf:
+        return self.lab.soft_nf()
+
     def register(self) -> Iak:
         nf = self.lab.soft_nf()
-        return nf.accept(
-            self.oam.registrations.RegisterEndEntity(nf.request(), timeout=CALL_SECONDS, wait_for_ready=True)
-        )
+        request = nf.request()
+        answer = self.oam.registrations.RegisterEndEntity(request, timeout=CALL_SECONDS, wait_for_ready=True)
+        self.delivered[answer.registration.name] = answer.enrolment_info
+        return nf.accept(answer)
 
     def redeem(self, iak: Iak) -> Issued:
         """Its certificate, confirmed; both answers verify by the response key that the NF was told of."""

@@ -44,8 +44,8 @@ class GrpcCaRaPort:
     """Registers at our CA/RA's management listener."""
 
     channel: grpc.aio.Channel
-    #: The operator's root.
-    trust_anchor: x509.Certificate
+    #: The operator's root; several during a rollover to another.
+    trust_anchors: Sequence[x509.Certificate]
     clock: Clock
     timeout_seconds: float
 
@@ -83,7 +83,7 @@ class GrpcCaRaPort:
 
     def _check_info(self, request: pb.RegisterEndEntityRequest, answer: pb.RegisterEndEntityResponse) -> None:
         """Who holds the CA/RA's TLS key alone cannot have us plant a trust anchor in an NF (security rule 12)."""
-        info = verify_enrolment_info(answer.enrolment_info, self.trust_anchor, self.clock.now()).info
+        info = verify_enrolment_info(answer.enrolment_info, self.trust_anchors, self.clock.now()).info
         if info.nf_instance_id != request.nf_instance_id or info.registration != answer.registration.name:
             raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it is for another NF or registration")
 

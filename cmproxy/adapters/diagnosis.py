@@ -73,7 +73,7 @@ class PeerProbes:
 
         authority = await self._ask(peer, "ca-ra", call)
         root = x509.load_pem_x509_certificate(authority.root_ca_pem.encode())
-        if root != x509.load_pem_x509_certificate(read_file(peer.trust_anchor)):
+        if root not in x509.load_pem_x509_certificates(read_file(peer.trust_anchor)):
             raise NftrustError(Reason.TRUST_ANCHOR_DIFFERS, "ca_ra.trust_anchor of the CM proxy is another root")
 
     async def verifier(self) -> None:
@@ -118,10 +118,10 @@ class PeerProbes:
             raise NftrustError(Reason.TRANSPORT_KEY_MISMATCH)
         if expected is None and not nf.pin_on_first_contact:
             raise NftrustError(Reason.TRANSPORT_KEY_UNPROVISIONED)
-        root = x509.load_pem_x509_certificate(read_file(self.config.ca_ra.trust_anchor))
-        anchor = seen.info.trust_anchor_sha256
-        if anchor and anchor != jose.sha256(der(root)):
-            raise NftrustError(Reason.TRUST_ANCHOR_DIFFERS, "trust_anchor of the NF agent is another root")
+        ours = x509.load_pem_x509_certificates(read_file(self.config.ca_ra.trust_anchor))
+        theirs = set(seen.info.trust_anchor_sha256)
+        if theirs and not {jose.sha256(der(root)) for root in ours} <= theirs:
+            raise NftrustError(Reason.TRUST_ANCHOR_DIFFERS, "trust_anchor of the NF agent lacks a root of the operator")
         return agent_report(seen)
 
 

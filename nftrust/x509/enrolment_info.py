@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,8 +29,8 @@ class VerifiedInfo:
     response_key: ec.EllipticCurvePublicKey
 
 
-def verify_enrolment_info(text: str, anchor: x509.Certificate | None, now: datetime) -> VerifiedInfo:
-    """Checks 1 to 3: form, the response key's signature, the anchor (the delivered root's word where it is None).
+def verify_enrolment_info(text: str, anchors: Sequence[x509.Certificate], now: datetime) -> VerifiedInfo:
+    """Checks 1 to 3: form, the response key's signature, the anchors (the delivered root's word where there are none).
 
     Raises NftrustError(ENROLMENT_INFO_INVALID).
     """
@@ -42,7 +43,7 @@ def verify_enrolment_info(text: str, anchor: x509.Certificate | None, now: datet
         jose.verify(response_key, jws)  # 2: signed by the CA/RA's response key
     except (NftrustError, PathInvalid, ValueError):
         raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "the enrolment information does not verify") from None
-    if anchor is not None and chain[-1] != anchor:  # 3: the anchor
+    if anchors and chain[-1] not in anchors:  # 3: the anchor
         raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "the delivered root is not the preconfigured one")
     issuing_key = chain[0].public_key()
     if not isinstance(issuing_key, ec.EllipticCurvePublicKey) or info.ca_id != jose.b64url(spki_sha256(issuing_key)):

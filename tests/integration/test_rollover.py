@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,13 +11,18 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from nf_agent.ca_ra import GrpcEnrolmentPort
+from nf_agent.trust import RefreshPolicy, TrustRefresher, trust_anchors
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.cli.download import fetch
 from nftrust.errors import NftrustError, Reason
+from nftrust.pkcs11.client import TokenClient
 from nftrust.x509.authority import make_issuing
 from nftrust.x509.path import der, pem_chain
+from softhsm import create_token
 from tests.lab_kit import WAIT_SECONDS, RunningLab, read_toml, refused, write_toml
 from tests.pki import make_ca
+from tests.renewal_kit import RealNf
 from tests.rollover_kit import LEAD_IS_OVER, Issued, Relying, RollingCa, response_certificate, roots
 
 pytestmark = [pytest.mark.process, pytest.mark.token, pytest.mark.timeout(300)]
@@ -230,3 +236,89 @@ def test_a_root_token_that_is_not_the_present_root_s_is_refused(ca: RollingCa) -
         ca.rollover("announce", "--root-token", str(wrong))
     assert refusal.value.reason is Reason.CONFIG_INVALID
     assert "ANNOUNCED" not in ca.states().values()
+
+
+# The NF agent
+
+
+@pytest.fixture(scope="module")
+def rolling_nf(served: RollingCa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNf]:
+    """An agent's parts with a token of their own, at the CA/RA that rolls over."""
+    config = create_token(tmp_path_factory.mktemp("rolling-nf") / "token", "rolling-nf")
+    token = TokenClient.in_process(config)
+    try:
+        token.ready()
+        yield RealNf.make(served, tmp_path_factory.mktemp("rolling-agent"), config, token)  # type: ignore[arg-type]
+    finally:
+        token.close()
+
+
+async def refresh(nf: RealNf) -> None:
+    """What the agent's schedule does when it is time."""
+    fetched = asyncio.Event()
+    before = nf.state.bundle_time
+    async with GrpcEnrolmentPort(WAIT_SECONDS) as port:
+        policy = RefreshPolicy(interval_seconds=0.01, retry_cap_seconds=0.01)
+        refresher = TrustRefresher(nf.states, port, (), policy, asyncio.Event, fetched.set)
+        running = asyncio.create_task(refresher.run())
+        async with asyncio.timeout(WAIT_SECONDS):
+            await fetched.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert nf.state.bundle_time != before
+
+
+def issuer_of(nf: RealNf) -> x509.Name:
+    assert nf.state.current is not None
+    return x509.load_der_x509_certificate(bytes.fromhex(nf.state.current.chain[0])).issuer
+
+
+def issuing_ca(ca: RollingCa) -> x509.Name:
+    return x509.load_pem_x509_certificate(ca.active().issuing_ca_pem.encode()).subject
+
+
+def root_of(ca: RollingCa) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(ca.active().root_ca_pem.encode())
+
+
+async def test_an_agent_is_renewed_from_one_ca_to_the_next(ca: RollingCa, rolling_nf: RealNf, tmp_path: Path) -> None:
+    nf = rolling_nf
+    nf.clock.ahead = timedelta(0)
+    await nf.enrol()
+    before, old_issuer, old_root, after = ca.active().generation, issuing_ca(ca), root_of(ca), next_generation(ca)
+    assert issuer_of(nf) == old_issuer
+    await refresh(nf)
+    assert set(trust_anchors(nf.state)) >= {old_root}
+
+    def step(*arguments: str, state: tuple[int, str]) -> None:
+        ca.rollover(*arguments)
+        wait_for(ca, *state)
+
+    announce = ("announce", "--root-token", str(ca.root_token), "--new-root", *LEAD_IS_OVER)
+    await asyncio.to_thread(step, *announce, state=(after, "ANNOUNCED"))
+    await asyncio.to_thread(step, "activate", state=(after, "ACTIVE"))
+    # It has missed the whole lead time: a certificate under a root that it does not know is not taken …
+    nf.make_due()
+    renewer = await nf.renewer()
+    await renewer.look()
+    assert nf.state.renewal.reason == Reason.RESPONSE_INVALID.name
+    assert issuer_of(nf) == old_issuer
+    # … until the bundle names it; the request is the same.
+    await refresh(nf)
+    new_root = root_of(ca)
+    assert set(trust_anchors(nf.state)) >= {old_root, new_root}
+    nf.make_due()
+    await renewer.look()
+    assert nf.state.renewal.reason == ""
+    assert issuer_of(nf) == issuing_ca(ca) != old_issuer
+    renewed = nf.serial
+
+    # Without the old CA, whose response key was the one that came with the enrolment.
+    await asyncio.to_thread(revoke_all, ca, before)
+    await asyncio.to_thread(step, "retire", "--generation", str(before), state=(before, "RETIRED"))
+    await refresh(nf)
+    assert old_root not in trust_anchors(nf.state) or old_root == new_root
+    nf.make_due()
+    await renewer.look()
+    assert nf.serial != renewed
+    assert nf.state.renewal.reason == ""

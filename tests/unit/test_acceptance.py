@@ -53,7 +53,7 @@ EVIL = nf_ca("evil")
 TRANSPORT = spki_sha256(rsa_key().public_key())
 KEY = ec_key("nf")
 REQUEST = jose.sha256(b"the request as sent")
-EXPECTED = Expectations(NF_ID, TRANSPORT, "wrapped", CA.root)
+EXPECTED = Expectations(NF_ID, TRANSPORT, "wrapped", (CA.root,))
 
 
 def encoded(certificates: Sequence[x509.Certificate]) -> list[str]:
@@ -113,12 +113,12 @@ def test_good_information() -> None:
 
 
 def test_delivered_anchor_where_none_is_preconfigured() -> None:
-    accept(signed(info()), replace(EXPECTED, trust_anchor=None))
+    accept(signed(info()), replace(EXPECTED, trust_anchors=()))
 
 
 def test_preconfigured_anchor_wins() -> None:
     text = signed(info(EVIL), EVIL.response_key)
-    accept(text, replace(EXPECTED, trust_anchor=None))
+    accept(text, replace(EXPECTED, trust_anchors=()))
     with refused(Reason.ENROLMENT_INFO_INVALID) as caught:
         accept(text)
     assert "preconfigured" in caught.value.message
@@ -265,7 +265,7 @@ def tampered(**changes: object) -> str:
 )
 def test_stripped_or_changed_on_the_way(change: dict[str, object]) -> None:
     with refused(Reason.ENROLMENT_INFO_INVALID):
-        accept(tampered(**change), replace(EXPECTED, trust_anchor=None, minimum_delivery_mode="tls-only"))
+        accept(tampered(**change), replace(EXPECTED, trust_anchors=(), minimum_delivery_mode="tls-only"))
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,6 @@ class AgentInfo(google.protobuf.message.Message):
     """Compact JWS by the day-0 key (docs/enrolment-flow.md)."""
     version: builtins.str
     """The agent's version."""
-    trust_anchor_sha256: builtins.bytes
-    """SHA-256 of the preconfigured trust anchor, DER; empty where there is none."""
     @property
     def day0_chain(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Day-0 certificate and intermediates, DER, leaf first."""
@@ -73,6 +71,10 @@ class AgentInfo(google.protobuf.message.Message):
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """The agent's wall clock."""
 
+    @property
+    def trust_anchor_sha256(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """SHA-256 of each preconfigured trust anchor, DER; none where there is none."""
+
     def __init__(
         self,
         *,
@@ -83,7 +85,7 @@ class AgentInfo(google.protobuf.message.Message):
         instantiate_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         version: builtins.str = ...,
         time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        trust_anchor_sha256: builtins.bytes = ...,
+        trust_anchor_sha256: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["instantiate_time", b"instantiate_time", "time", b"time"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["day0_chain", b"day0_chain", "instantiate_time", b"instantiate_time", "nf_instance_id", b"nf_instance_id", "statement", b"statement", "time", b"time", "transport_key", b"transport_key", "trust_anchor_sha256", b"trust_anchor_sha256", "version", b"version"]) -> None: ...
