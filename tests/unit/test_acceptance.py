@@ -433,10 +433,15 @@ def test_certificate_that_is_none(certificate: str) -> None:
         take(response(certificate=certificate))
 
 
-def test_the_chain_is_the_one_of_step_7() -> None:
-    """Whatever chain the response carries, the agent keeps the one that it has verified."""
-    chain = take(response(ca_certificates=encoded(EVIL.chain)))
-    assert chain[1:] == [der(CA.issuing), der(CA.root)]
+def test_the_chain_leads_to_the_anchor_of_step_7() -> None:
+    """A successor of the issuing CA may have issued it, under an anchor that is trusted."""
+    assert take(response())[1:] == [der(CA.issuing), der(CA.root)]
+    for chain in (EVIL.chain, [CA.issuing, EVIL.root], [EVIL.issuing, CA.root], [CA.issuing], [CA.root]):
+        with refused(Reason.RESPONSE_INVALID):
+            take(response(ca_certificates=encoded(chain)))
+    for text in ([], ["AAAA"], encoded([CA.issuing] * 4 + [CA.root])):
+        with refused(Reason.RESPONSE_INVALID):
+            take(response(ca_certificates=text))
 
 
 ISSUED = CA.issue()

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_a_ca_that_does_not_verify_is_left_out(changes: dict[str, Any]) -> None:
 
 def test_a_ca_at_its_end_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     short = NfCa("trust short", lifetime=NEW.lifetime / 100)
-    end = short.issuing.not_valid_after_utc
+    end = short.issuing.not_valid_after_utc + timedelta(seconds=1)
     monkeypatch.setattr("nf_agent.trust.utc_now", lambda: end)
     assert accept(bundle(entry(OLD), entry(short))) == (known(OLD),)
 
