@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -58,11 +59,14 @@ class InUse:
 
     @classmethod
     def of(cls, current: Attempt) -> InUse:
-        der = bytes.fromhex(current.chain[0])
+        return _in_use(current.chain[0], current.certificate_time)
+
+    @classmethod
+    def read(cls, der: bytes, issued: float | None) -> InUse:
+        """Of a certificate in DER that the agent got at the time ``issued``."""
         certificate = x509.load_der_x509_certificate(der)
         begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
         # A CA dates certificates back a little: of a short one that may be more than its life.
-        issued = current.certificate_time
         validity = Validity(begin if issued is None or not begin <= issued < end else issued, end)
         return cls(certificate, jose.sha256(der), validity, next(iter(nf_types_of(certificate)), ""))
 
@@ -70,6 +74,11 @@ class InUse:
     def public_key(self) -> bytes:
         """SubjectPublicKeyInfo, DER."""
         return self.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+@lru_cache(maxsize=128)  # asked at each change of the state and by whoever follows it
+def _in_use(certificate: str, issued: float | None) -> InUse:
+    return InUse.read(bytes.fromhex(certificate), issued)
 
 
 def has_ended(current: Attempt, now: datetime) -> bool:

@@ -1,17 +1,17 @@
 """The NF agent over the day-0 channel (security rule 1).
 
 First the NF's leaf is fetched by plain TLS and checked in our code; then gRPC
-dials with exactly that leaf as its only trust root.
+dials the same address with exactly that leaf as its only trust root.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import grpc
 from cryptography import x509
@@ -24,14 +24,17 @@ from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import day0_name
-from nftrust.rpc.channel import SignerIdentity, correlated, open_channel
-from nftrust.rpc.preflight import fetch_peer_chain
+from nftrust.rpc.channel import SignerIdentity, connects, correlated, open_channel
+from nftrust.rpc.preflight import fetch_peer
 from nftrust.rpc.status import from_rpc_error
 from nftrust.x509.day0 import check_day0_chain, check_statement
 from nftrust.x509.path import der, pem_chain
 
 if TYPE_CHECKING:
     from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
+
+#: A channel and the leaf that it trusts.
+Dialled: TypeAlias = tuple[grpc.aio.Channel, x509.Certificate]
 
 _PHASES = {
     pb.AgentStatus.ARMED: "armed",
@@ -42,15 +45,34 @@ _PHASES = {
 }
 
 
+#: NFs whose leaf is remembered.
+MAX_KNOWN = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The chain that an NF showed (DER, leaf first) and where. It is judged anew for each connection."""
+
+    endpoint: str
+    target: str
+    chain: tuple[bytes, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class GrpcNfPort:
-    """Dials NF agents as the CM proxy; its client key may live in a token."""
+    """Dials NF agents as the CM proxy; its client key may live in a token.
+
+    An NF that was dialled before is dialled with the leaf that it showed then,
+    without fetching it again: gRPC takes no other one. Where that fails, the
+    leaf is fetched, which also says why.
+    """
 
     identity: SignerIdentity
     day0_roots: Mapping[str, x509.Certificate]
     home_domain: str
     clock: Clock
     timeout_seconds: float
+    _known: dict[str, Known] = field(default_factory=dict)
 
     @contextlib.asynccontextmanager
     async def connect(self, nf: NetworkFunction) -> AsyncIterator[GrpcNfSession]:
@@ -59,22 +81,50 @@ class GrpcNfPort:
         if root is None:
             raise NftrustError(Reason.DAY0_ROOT_UNKNOWN)
         self.identity.check()
-        host, _, port = nf.agent_endpoint.rpartition(":")
-        name = day0_name(nf.nf_instance_id, self.home_domain)
-        chain = await fetch_peer_chain(host.strip("[]"), int(port), self.timeout_seconds, server_name=name)
-        encoded = [der(certificate) for certificate in chain]
-        leaf = check_day0_chain(encoded, root, nf.nf_instance_id, self.home_domain, self.clock.now())
-        channel = open_channel(
-            nf.agent_endpoint,
-            trust_roots=pem_chain([leaf]),
-            identity=self.identity,
-            override_name=name,
-        )
+        channel, leaf = await self._dial_known(nf, root) or await self._dial(nf, root)
         try:
             stub = cast("AgentServiceAsyncStub", AgentServiceStub(channel))
             yield GrpcNfSession(stub, nf, leaf, self.timeout_seconds)
         finally:
             await channel.close()
+
+    async def _dial_known(self, nf: NetworkFunction, root: x509.Certificate) -> Dialled | None:
+        """Connected to the server of the leaf that is remembered, if there is one and it still passes."""
+        known = self._known.pop(nf.nf_instance_id, None)
+        if known is None or known.endpoint != nf.agent_endpoint:
+            return None
+        try:
+            leaf = self._check(known.chain, root, nf)
+        except NftrustError:
+            return None
+        channel = self._open(known.target, leaf, nf)
+        if not await connects(channel, self.timeout_seconds):
+            await channel.close()
+            return None
+        self._remember(nf, known)
+        return channel, leaf
+
+    async def _dial(self, nf: NetworkFunction, root: x509.Certificate) -> Dialled:
+        """Not yet connected, but to nobody else than the server of the leaf that was fetched and has passed."""
+        host, _, port = nf.agent_endpoint.rpartition(":")
+        name = day0_name(nf.nf_instance_id, self.home_domain)
+        fetched = await fetch_peer(host.strip("[]"), int(port), self.timeout_seconds, server_name=name)
+        chain = tuple(der(certificate) for certificate in fetched.chain)
+        leaf = self._check(chain, root, nf)
+        self._remember(nf, Known(nf.agent_endpoint, fetched.target, chain))
+        return self._open(fetched.target, leaf, nf), leaf
+
+    def _check(self, chain: Sequence[bytes], root: x509.Certificate, nf: NetworkFunction) -> x509.Certificate:
+        return check_day0_chain(chain, root, nf.nf_instance_id, self.home_domain, self.clock.now())
+
+    def _open(self, target: str, leaf: x509.Certificate, nf: NetworkFunction) -> grpc.aio.Channel:
+        name = day0_name(nf.nf_instance_id, self.home_domain)
+        return open_channel(target, trust_roots=pem_chain([leaf]), identity=self.identity, override_name=name)
+
+    def _remember(self, nf: NetworkFunction, known: Known) -> None:
+        while len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[nf.nf_instance_id] = known
 
 
 #: Not a UUID, so that no registration can be made with a statement over it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +92,18 @@ def open_channel(
     if override_name is not None:
         options.append(("grpc.ssl_target_name_override", override_name))
     return grpc.aio.secure_channel(target, _credentials(trust_roots, identity), options=options)
+
+
+async def connects(channel: grpc.aio.Channel, timeout: float) -> bool:
+    """Whether the channel comes to a connection, its handshake included; False at the first failure."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            state = channel.get_state(try_to_connect=True)
+            while state not in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+            return state is grpc.ChannelConnectivity.READY
+    return False
 
 
 def _credentials(trust_roots: bytes, identity: FileIdentity | SignerIdentity | None) -> grpc.ChannelCredentials:

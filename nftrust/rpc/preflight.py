@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,9 +31,24 @@ MAX_CHAIN_LENGTH = 6
 _CHUNK = 8 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class FetchedPeer:
+    """What a server showed, and where it was found; nothing of it is trusted yet."""
+
+    #: The leaf certificate first, then what else it sent.
+    chain: list[x509.Certificate]
+    #: A gRPC target that leads to the same server without asking for its name again.
+    target: str
+
+
 async def fetch_peer_chain(
     host: str, port: int, timeout: float, *, server_name: str | None = None
 ) -> list[x509.Certificate]:
+    """The chain of :func:`fetch_peer`."""
+    return (await fetch_peer(host, port, timeout, server_name=server_name)).chain
+
+
+async def fetch_peer(host: str, port: int, timeout: float, *, server_name: str | None = None) -> FetchedPeer:
     """The server's leaf certificate, then what else it sent, all of it still untrusted.
 
     ``server_name`` is what the server is asked for (SNI); the host where it is None.
@@ -42,7 +58,7 @@ async def fetch_peer_chain(
     """
     try:
         async with asyncio.timeout(timeout):
-            chain = await _handshake(host, port, server_name or _server_name(host))
+            chain, target = await _handshake(host, port, server_name or _server_name(host))
     except TimeoutError:
         raise _unreachable("timeout") from None
     except ssl.SSLError:
@@ -52,12 +68,12 @@ async def fetch_peer_chain(
     if not 1 <= len(chain) <= MAX_CHAIN_LENGTH:
         raise NftrustError(Reason.DAY0_CERTIFICATE_INVALID, f"the NF sent {len(chain)} certificates")
     try:
-        return [x509.load_der_x509_certificate(der) for der in chain]
+        return FetchedPeer([x509.load_der_x509_certificate(der) for der in chain], target)
     except ValueError:
         raise NftrustError(Reason.DAY0_CERTIFICATE_INVALID, "the NF's certificate cannot be parsed") from None
 
 
-async def _handshake(host: str, port: int, server_name: str | None) -> list[bytes]:
+async def _handshake(host: str, port: int, server_name: str | None) -> tuple[list[bytes], str]:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = _context().wrap_bio(incoming, outgoing, server_hostname=server_name)
     reader, writer = await asyncio.open_connection(host, port, limit=_CHUNK)
@@ -66,7 +82,7 @@ async def _handshake(host: str, port: int, server_name: str | None) -> list[byte
         while True:
             try:
                 tls.do_handshake()
-                return _chain(tls)
+                return _chain(tls), _target(writer.get_extra_info("peername"))
             except ssl.SSLWantReadError:
                 writer.write(outgoing.read())
                 await writer.drain()
@@ -108,6 +124,12 @@ def _chain(tls: ssl.SSLObject) -> list[bytes]:
         certificate if isinstance(certificate, bytes) else ssl.PEM_cert_to_DER_cert(certificate.public_bytes())
         for certificate in certificates
     ]
+
+
+def _target(peername: tuple[Any, ...]) -> str:
+    """A socket address in gRPC's spelling of names that need no resolver."""
+    address, port = peername[:2]
+    return f"ipv6:[{address}]:{port}" if ":" in address else f"ipv4:{address}:{port}"
 
 
 def _unreachable(cause: str) -> NftrustError:
