@@ -25,6 +25,7 @@ from cmproxy.model import NetworkFunction, State
 from cmproxy.ports import CaRaPort
 from cmproxy.provisioning import Provisioner, ProvisioningPolicy
 from cmproxy.registrar import load_registrar
+from cmproxy.renewal import RenewalRequester
 from cmproxy.retirement import Retirer
 from cmproxy.retirement_store import SqlRetirements
 from cmproxy.runner import Runner, RunnerPolicy
@@ -78,13 +79,14 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         runner = _runner(config, identity, nfs, ca_ra, leases, clock, stack)
         retirer = Retirer(SqlRetirements(store, clock), ca_ra, _retry(config))
         provisioner = Provisioner(_policy(config), proxy_store, clock, partial(seal, token))
+        renewals = RenewalRequester(provisioner.get, nfs, store)
         probes = PeerProbes(config, identity, nfs, _finder(provisioner))
         server = RpcServer(
             config.management,
             [
                 ServiceBinding(
                     add_ProvisioningServiceServicer_to_server,
-                    ProvisioningServicer(provisioner, proxy_store, changes, clock, runner, retirer.wake),
+                    ProvisioningServicer(provisioner, proxy_store, changes, clock, runner, retirer.wake, renewals),
                     pb.DESCRIPTOR.services_by_name["ProvisioningService"],
                 ),
                 audit_service.audit_binding(store),

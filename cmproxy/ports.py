@@ -62,6 +62,10 @@ class NfSession(Protocol):
 
     async def deliver(self, enrolment_info: str, iak: bytes) -> None: ...
 
+    async def renew(self) -> bytes:
+        """Have it renew at once; SHA-256 of its new certificate."""
+        ...
+
     def watch(self) -> AsyncIterator[NfStatus]:
         """The present status first, then every change."""
         ...

@@ -13,6 +13,7 @@ from cmproxy import convert
 from cmproxy.changes import Changes
 from cmproxy.model import Claimed, Enrolment, NetworkFunction
 from cmproxy.provisioning import Provisioner
+from cmproxy.renewal import RenewalRequester
 from cmproxy.store import SqlProxyStore
 from nftrust import jose
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
@@ -60,6 +61,7 @@ class ProvisioningServicer(ProvisioningServiceServicer):
         clock: Clock,
         driver: Driver,
         wake_retirer: Callable[[], None],
+        renewals: RenewalRequester,
     ) -> None:
         self._provisioner = provisioner
         self._store = store
@@ -67,6 +69,7 @@ class ProvisioningServicer(ProvisioningServiceServicer):
         self._changes = changes
         self._driver = driver
         self._wake_retirer = wake_retirer
+        self._renewals = renewals
 
     async def CreateNetworkFunction(
         self, request: pb.CreateNetworkFunctionRequest, context: Context
@@ -117,6 +120,13 @@ class ProvisioningServicer(ProvisioningServiceServicer):
         self._wake_retirer()
         self._driver.wake()  # the cancelled enrolment has to be cleaned up
         return convert.network_function_message(retiring)
+
+    async def RenewNetworkFunction(
+        self, request: pb.RenewNetworkFunctionRequest, context: Context
+    ) -> pb.RenewNetworkFunctionResponse:
+        peer = current_peer()
+        sha256 = await self._renewals.renew(convert.nf_name(request.name), peer.uri, peer.scope)
+        return pb.RenewNetworkFunctionResponse(certificate_sha256=sha256)
 
     async def StartEnrolment(self, request: pb.StartEnrolmentRequest, context: Context) -> pb.Enrolment:
         peer = current_peer()

@@ -198,6 +198,23 @@ class NfAgent:
 
     # What the CM proxy does through the service
 
+    async def renew(self) -> bytes:
+        """Renew at once; SHA-256 of the certificate that is then in use.
+
+        Raises NftrustError: NOT_ENROLLED, CERTIFICATE_EXPIRED, or why the try failed.
+        """
+        self._renewer.hasten()
+        before = self._states.state
+        assert before.current is not None
+        while True:
+            change = self.change
+            state = self._states.state
+            if state.current is not None and state.current.chain[0] != before.current.chain[0]:
+                return jose.sha256(bytes.fromhex(state.current.chain[0]))
+            if state.renewal.failures > before.renewal.failures:
+                raise NftrustError(Reason[state.renewal.reason])
+            await change.wait()
+
     async def deliver(self, enrolment_info: str, iak: bytes) -> None:
         """Step 7. Raises NftrustError(ENROLMENT_INFO_INVALID, AGENT_NOT_ARMED)."""
         async with self._delivering:

@@ -181,6 +181,8 @@ class Renewer:
         self._time = Timekeeper(clock)
         self._certificate_changed = certificate_changed
         self._source = source
+        #: SHA-256 of the certificate that is to be renewed whatever its time.
+        self._hastened = b""
         self._changed = asyncio.Event()
         states.on_change(self._changed.set)
 
@@ -201,6 +203,17 @@ class Renewer:
                 async with asyncio.timeout(min(wait, LOOK_SECONDS)):
                     await self._changed.wait()
 
+    def hasten(self) -> None:
+        """Renew the certificate in use at once. Raises NftrustError(NOT_ENROLLED, CERTIFICATE_EXPIRED)."""
+        state = self._states.state
+        if state.current is None or state.phase in ("enrolling", "delivered"):
+            raise NftrustError(Reason.NOT_ENROLLED)
+        used = InUse.of(state.current)
+        if used.validity.ended(self._time.now()):
+            raise NftrustError(Reason.CERTIFICATE_EXPIRED)
+        self._hastened = used.sha256
+        self._changed.set()
+
     async def look(self) -> float:
         """Renew if it is time; seconds until the next look. Raises NftrustError where the state cannot be written."""
         state = self._states.state
@@ -208,12 +221,14 @@ class Renewer:
         if due is None or state.current is None or state.phase in ("enrolling", "delivered"):
             return LOOK_SECONDS
         now = self._time.now()
-        validity = InUse.of(state.current).validity
+        used = InUse.of(state.current)
+        validity, hastened = used.validity, used.sha256 == self._hastened
         if validity.ended(now):
             self._note_end(state)
             return LOOK_SECONDS
-        if now < due:
+        if now < due and not hastened:
             return due - now
+        self._hastened = b""  # one try; then its own time, or that of the back-off, counts again
         await self._try(state.current, validity)
         return 0.0
 

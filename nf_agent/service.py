@@ -32,6 +32,7 @@ _PROXY = frozenset({"cm-proxy"})
 TABLE: AuthorisationTable = {
     _SERVICE + "GetAgentInfo": _PROXY,
     _SERVICE + "DeliverEnrolmentInfo": _PROXY,
+    _SERVICE + "RequestRenewal": _PROXY,
     _SERVICE + "GetStatus": _PROXY,
     _SERVICE + "WatchStatus": _PROXY,
     **infrastructure(_PROXY),
@@ -64,6 +65,10 @@ class Deliverable(Protocol):
 
     async def deliver(self, enrolment_info: str, iak: bytes) -> None:
         """Step 7."""
+        ...
+
+    async def renew(self) -> bytes:
+        """Renew at once; SHA-256 of the new certificate. Raises NftrustError: why not."""
         ...
 
 
@@ -124,6 +129,13 @@ class AgentServicer(AgentServiceServicer):
             raise invalid_field("iak", f"{IAK_BYTES} bytes or none")
         await self._agent.deliver(request.enrolment_info, request.iak)
         return pb.DeliverEnrolmentInfoResponse()
+
+    async def RequestRenewal(
+        self, request: pb.RequestRenewalRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.RequestRenewalResponse:
+        if self._cm_proxies and current_peer().uri not in self._cm_proxies:
+            raise NftrustError(Reason.PEER_DENIED)
+        return pb.RequestRenewalResponse(certificate_sha256=await self._agent.renew())
 
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext[object, object]

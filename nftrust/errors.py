@@ -140,6 +140,11 @@ class Reason(enum.Enum):
         "The network function has an active enrolment.",
         "Wait for it, or cancel it.",
     )
+    NOT_ENROLLED = (
+        Code.FAILED_PRECONDITION,
+        "The NF has no certificate of this CA/RA that could be renewed.",
+        "Enrol it.",
+    )
     NF_RETIRED = (
         Code.FAILED_PRECONDITION,
         "The NF is retired: nothing is issued to it any more.",

@@ -127,6 +127,8 @@ class GrpcNfPort:
         self._known[nf.nf_instance_id] = known
 
 
+#: The NF makes a key, asks the CA/RA and confirms; under the load of a drill.
+RENEWAL_SECONDS = 60.0
 #: Not a UUID, so that no registration can be made with a statement over it.
 NO_ENROLMENT = "diagnosis"
 
@@ -196,6 +198,15 @@ class GrpcNfSession:
             await self.stub.DeliverEnrolmentInfo(request, timeout=self.timeout_seconds, metadata=correlated())
         except grpc.aio.AioRpcError as failure:
             raise _refusal(failure) from None
+
+    async def renew(self) -> bytes:
+        try:
+            answer: pb.RequestRenewalResponse = await self.stub.RequestRenewal(
+                pb.RequestRenewalRequest(), timeout=RENEWAL_SECONDS, metadata=correlated()
+            )
+        except grpc.aio.AioRpcError as failure:
+            raise _refusal(failure) from None
+        return answer.certificate_sha256
 
     async def watch(self) -> AsyncIterator[NfStatus]:
         try:

@@ -1,9 +1,10 @@
 """`nftrust`: what OAM does from a terminal.
 
 Exit codes: 0 done; 1 refused, with the reason; 2 wrong usage; 3 an enrolment
-ended without a certificate, or a retirement is still under way; 4 an audit log does not verify; 5 a service cannot
-be reached; 6 and 7 are `nftrust doctor`'s (something is broken; something wants
-attention); 130 interrupted.
+ended without a certificate, a retirement is still under way, or a drill has
+left NFs; 4 an audit log does not verify; 5 a service cannot be reached; 6 and 7
+are `nftrust doctor`'s (something is broken; something wants attention); 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import click
 
 from nftrust import __version__
-from nftrust.cli import certificates, inspection, lab, network_functions, pki
+from nftrust.cli import certificates, drill, inspection, lab, network_functions, pki
 from nftrust.cli.doctor.command import doctor
 from nftrust.errors import Code, NftrustError, Reason
 
@@ -46,6 +47,7 @@ cli.add_command(certificates.certificate)
 cli.add_command(certificates.certificate, "cert")
 cli.add_command(certificates.expiry)
 cli.add_command(pki.pki)
+cli.add_command(drill.drill)
 cli.add_command(doctor)
 cli.add_command(lab.lab)
 cli.add_command(lab.demo)

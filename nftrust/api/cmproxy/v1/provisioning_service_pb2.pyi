@@ -474,6 +474,37 @@ class RetireNetworkFunctionRequest(google.protobuf.message.Message):
 global___RetireNetworkFunctionRequest = RetireNetworkFunctionRequest
 
 @typing.final
+class RenewNetworkFunctionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___RenewNetworkFunctionRequest = RenewNetworkFunctionRequest
+
+@typing.final
+class RenewNetworkFunctionResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CERTIFICATE_SHA256_FIELD_NUMBER: builtins.int
+    certificate_sha256: builtins.bytes
+    """SHA-256 of the certificate that the network function uses now, DER."""
+    def __init__(
+        self,
+        *,
+        certificate_sha256: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate_sha256", b"certificate_sha256"]) -> None: ...
+
+global___RenewNetworkFunctionResponse = RenewNetworkFunctionResponse
+
+@typing.final
 class StartEnrolmentRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -47,6 +47,11 @@ class ProvisioningServiceStub(object):
                 request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RetireNetworkFunctionRequest.SerializeToString,
                 response_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.NetworkFunction.FromString,
                 )
+        self.RenewNetworkFunction = channel.unary_unary(
+                '/nftrust.api.cmproxy.v1.ProvisioningService/RenewNetworkFunction',
+                request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RenewNetworkFunctionRequest.SerializeToString,
+                response_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RenewNetworkFunctionResponse.FromString,
+                )
         self.StartEnrolment = channel.unary_unary(
                 '/nftrust.api.cmproxy.v1.ProvisioningService/StartEnrolment',
                 request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.StartEnrolmentRequest.SerializeToString,
@@ -124,6 +129,14 @@ class ProvisioningServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewNetworkFunction(self, request, context):
+        """Has the network function renew its certificate at once, and answers when it uses the new one, or with why not.
+        Caller: OAM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartEnrolment(self, request, context):
         """Starts steps 4 to 10. Caller: OAM. One active enrolment per network
         function. Idempotent by `request_id`.
@@ -193,6 +206,11 @@ def add_ProvisioningServiceServicer_to_server(servicer, server):
                     servicer.RetireNetworkFunction,
                     request_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RetireNetworkFunctionRequest.FromString,
                     response_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.NetworkFunction.SerializeToString,
+            ),
+            'RenewNetworkFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewNetworkFunction,
+                    request_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RenewNetworkFunctionRequest.FromString,
+                    response_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RenewNetworkFunctionResponse.SerializeToString,
             ),
             'StartEnrolment': grpc.unary_unary_rpc_method_handler(
                     servicer.StartEnrolment,
@@ -330,6 +348,23 @@ class ProvisioningService(object):
         return grpc.experimental.unary_unary(request, target, '/nftrust.api.cmproxy.v1.ProvisioningService/RetireNetworkFunction',
             nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RetireNetworkFunctionRequest.SerializeToString,
             nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.NetworkFunction.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RenewNetworkFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/nftrust.api.cmproxy.v1.ProvisioningService/RenewNetworkFunction',
+            nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RenewNetworkFunctionRequest.SerializeToString,
+            nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.RenewNetworkFunctionResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

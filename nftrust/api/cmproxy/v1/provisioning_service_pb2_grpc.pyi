@@ -65,6 +65,14 @@ class ProvisioningServiceStub:
     nothing. Caller: OAM.
     """
 
+    RenewNetworkFunction: grpc.UnaryUnaryMultiCallable[
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.RenewNetworkFunctionRequest,
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.RenewNetworkFunctionResponse,
+    ]
+    """Has the network function renew its certificate at once, and answers when it uses the new one, or with why not.
+    Caller: OAM.
+    """
+
     StartEnrolment: grpc.UnaryUnaryMultiCallable[
         nftrust.api.cmproxy.v1.provisioning_service_pb2.StartEnrolmentRequest,
         nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment,
@@ -143,6 +151,14 @@ class ProvisioningServiceAsyncStub:
     """Takes a network function out of service for good. Its active enrolment is cancelled at once; then the CM proxy has
     the CA/RA revoke its certificates and close the end entity, and tries until that is done. Again it changes
     nothing. Caller: OAM.
+    """
+
+    RenewNetworkFunction: grpc.aio.UnaryUnaryMultiCallable[
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.RenewNetworkFunctionRequest,
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.RenewNetworkFunctionResponse,
+    ]
+    """Has the network function renew its certificate at once, and answers when it uses the new one, or with why not.
+    Caller: OAM.
     """
 
     StartEnrolment: grpc.aio.UnaryUnaryMultiCallable[
@@ -235,6 +251,16 @@ class ProvisioningServiceServicer(metaclass=abc.ABCMeta):
         """Takes a network function out of service for good. Its active enrolment is cancelled at once; then the CM proxy has
         the CA/RA revoke its certificates and close the end entity, and tries until that is done. Again it changes
         nothing. Caller: OAM.
+        """
+
+    @abc.abstractmethod
+    def RenewNetworkFunction(
+        self,
+        request: nftrust.api.cmproxy.v1.provisioning_service_pb2.RenewNetworkFunctionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nftrust.api.cmproxy.v1.provisioning_service_pb2.RenewNetworkFunctionResponse, collections.abc.Awaitable[nftrust.api.cmproxy.v1.provisioning_service_pb2.RenewNetworkFunctionResponse]]:
+        """Has the network function renew its certificate at once, and answers when it uses the new one, or with why not.
+        Caller: OAM.
         """
 
     @abc.abstractmethod

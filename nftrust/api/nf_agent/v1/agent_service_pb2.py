@@ -16,7 +16,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+nftrust/api/nf_agent/v1/agent_service.proto\x12\x17nftrust.api.nf_agent.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"A\n\x13GetAgentInfoRequest\x12\x16\n\tenrolment\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x12\n\x05nonce\x18\x02 \x01(\x0c\x42\x03\xe0\x41\x02\"\xef\x01\n\tAgentInfo\x12\x16\n\x0enf_instance_id\x18\x01 \x01(\t\x12\x15\n\rtransport_key\x18\x02 \x01(\x0c\x12\x11\n\tstatement\x18\x03 \x01(\t\x12\x12\n\nday0_chain\x18\x04 \x03(\x0c\x12\x34\n\x10instantiate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x06 \x01(\t\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13trust_anchor_sha256\x18\x08 \x03(\x0c\"G\n\x1b\x44\x65liverEnrolmentInfoRequest\x12\x1b\n\x0e\x65nrolment_info\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0b\n\x03iak\x18\x02 \x01(\x0c\"\x1e\n\x1c\x44\x65liverEnrolmentInfoResponse\"\x12\n\x10GetStatusRequest\"\x14\n\x12WatchStatusRequest\"\xf7\x03\n\x0b\x41gentStatus\x12\x39\n\x05state\x18\x01 \x01(\x0e\x32*.nftrust.api.nf_agent.v1.AgentStatus.State\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x0cregistration\x18\x03 \x01(\t\x12,\n\x08\x63sr_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x63\x65rtificate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onfirm_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63\x65rtificate_sha256\x18\x08 \x01(\x0c\x12?\n\x0b\x63\x65rtificate\x18\t \x01(\x0b\x32*.nftrust.api.nf_agent.v1.CertificateStatus\"b\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05\x41RMED\x10\x01\x12\r\n\tENROLLING\x10\x02\x12\r\n\tCONFIRMED\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x12\r\n\tDELIVERED\x10\x05\"\xc6\x03\n\x11\x43\x65rtificateStatus\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10renewal_failures\x18\x06 \x01(\x05\x12\x16\n\x0erenewal_reason\x18\x07 \x01(\t\x12G\n\tcondition\x18\x08 \x01(\x0e\x32\x34.nftrust.api.nf_agent.v1.CertificateStatus.Condition\x12\x0f\n\x07key_uri\x18\t \x01(\t\x12\x15\n\rpending_hooks\x18\n \x03(\t\"_\n\tCondition\x12\x19\n\x15\x43ONDITION_UNSPECIFIED\x10\x00\x12\x11\n\rNOT_YET_VALID\x10\x01\x12\t\n\x05VALID\x10\x02\x12\x0c\n\x08\x45XPIRING\x10\x03\x12\x0b\n\x07\x45XPIRED\x10\x04\x32\xb8\x03\n\x0c\x41gentService\x12`\n\x0cGetAgentInfo\x12,.nftrust.api.nf_agent.v1.GetAgentInfoRequest\x1a\".nftrust.api.nf_agent.v1.AgentInfo\x12\x83\x01\n\x14\x44\x65liverEnrolmentInfo\x12\x34.nftrust.api.nf_agent.v1.DeliverEnrolmentInfoRequest\x1a\x35.nftrust.api.nf_agent.v1.DeliverEnrolmentInfoResponse\x12\\\n\tGetStatus\x12).nftrust.api.nf_agent.v1.GetStatusRequest\x1a$.nftrust.api.nf_agent.v1.AgentStatus\x12\x62\n\x0bWatchStatus\x12+.nftrust.api.nf_agent.v1.WatchStatusRequest\x1a$.nftrust.api.nf_agent.v1.AgentStatus0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+nftrust/api/nf_agent/v1/agent_service.proto\x12\x17nftrust.api.nf_agent.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"A\n\x13GetAgentInfoRequest\x12\x16\n\tenrolment\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x12\n\x05nonce\x18\x02 \x01(\x0c\x42\x03\xe0\x41\x02\"\xef\x01\n\tAgentInfo\x12\x16\n\x0enf_instance_id\x18\x01 \x01(\t\x12\x15\n\rtransport_key\x18\x02 \x01(\x0c\x12\x11\n\tstatement\x18\x03 \x01(\t\x12\x12\n\nday0_chain\x18\x04 \x03(\x0c\x12\x34\n\x10instantiate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x06 \x01(\t\x12(\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13trust_anchor_sha256\x18\x08 \x03(\x0c\"G\n\x1b\x44\x65liverEnrolmentInfoRequest\x12\x1b\n\x0e\x65nrolment_info\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x0b\n\x03iak\x18\x02 \x01(\x0c\"\x1e\n\x1c\x44\x65liverEnrolmentInfoResponse\"\x17\n\x15RequestRenewalRequest\"4\n\x16RequestRenewalResponse\x12\x1a\n\x12\x63\x65rtificate_sha256\x18\x01 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\x14\n\x12WatchStatusRequest\"\xf7\x03\n\x0b\x41gentStatus\x12\x39\n\x05state\x18\x01 \x01(\x0e\x32*.nftrust.api.nf_agent.v1.AgentStatus.State\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x0cregistration\x18\x03 \x01(\t\x12,\n\x08\x63sr_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x63\x65rtificate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onfirm_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63\x65rtificate_sha256\x18\x08 \x01(\x0c\x12?\n\x0b\x63\x65rtificate\x18\t \x01(\x0b\x32*.nftrust.api.nf_agent.v1.CertificateStatus\"b\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05\x41RMED\x10\x01\x12\r\n\tENROLLING\x10\x02\x12\r\n\tCONFIRMED\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x12\r\n\tDELIVERED\x10\x05\"\xc6\x03\n\x11\x43\x65rtificateStatus\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10renewal_failures\x18\x06 \x01(\x05\x12\x16\n\x0erenewal_reason\x18\x07 \x01(\t\x12G\n\tcondition\x18\x08 \x01(\x0e\x32\x34.nftrust.api.nf_agent.v1.CertificateStatus.Condition\x12\x0f\n\x07key_uri\x18\t \x01(\t\x12\x15\n\rpending_hooks\x18\n \x03(\t\"_\n\tCondition\x12\x19\n\x15\x43ONDITION_UNSPECIFIED\x10\x00\x12\x11\n\rNOT_YET_VALID\x10\x01\x12\t\n\x05VALID\x10\x02\x12\x0c\n\x08\x45XPIRING\x10\x03\x12\x0b\n\x07\x45XPIRED\x10\x04\x32\xab\x04\n\x0c\x41gentService\x12`\n\x0cGetAgentInfo\x12,.nftrust.api.nf_agent.v1.GetAgentInfoRequest\x1a\".nftrust.api.nf_agent.v1.AgentInfo\x12\x83\x01\n\x14\x44\x65liverEnrolmentInfo\x12\x34.nftrust.api.nf_agent.v1.DeliverEnrolmentInfoRequest\x1a\x35.nftrust.api.nf_agent.v1.DeliverEnrolmentInfoResponse\x12q\n\x0eRequestRenewal\x12..nftrust.api.nf_agent.v1.RequestRenewalRequest\x1a/.nftrust.api.nf_agent.v1.RequestRenewalResponse\x12\\\n\tGetStatus\x12).nftrust.api.nf_agent.v1.GetStatusRequest\x1a$.nftrust.api.nf_agent.v1.AgentStatus\x12\x62\n\x0bWatchStatus\x12+.nftrust.api.nf_agent.v1.WatchStatusRequest\x1a$.nftrust.api.nf_agent.v1.AgentStatus0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +37,22 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_DELIVERENROLMENTINFOREQUEST']._serialized_end=518
   _globals['_DELIVERENROLMENTINFORESPONSE']._serialized_start=520
   _globals['_DELIVERENROLMENTINFORESPONSE']._serialized_end=550
-  _globals['_GETSTATUSREQUEST']._serialized_start=552
-  _globals['_GETSTATUSREQUEST']._serialized_end=570
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=572
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=592
-  _globals['_AGENTSTATUS']._serialized_start=595
-  _globals['_AGENTSTATUS']._serialized_end=1098
-  _globals['_AGENTSTATUS_STATE']._serialized_start=1000
-  _globals['_AGENTSTATUS_STATE']._serialized_end=1098
-  _globals['_CERTIFICATESTATUS']._serialized_start=1101
-  _globals['_CERTIFICATESTATUS']._serialized_end=1555
-  _globals['_CERTIFICATESTATUS_CONDITION']._serialized_start=1460
-  _globals['_CERTIFICATESTATUS_CONDITION']._serialized_end=1555
-  _globals['_AGENTSERVICE']._serialized_start=1558
-  _globals['_AGENTSERVICE']._serialized_end=1998
+  _globals['_REQUESTRENEWALREQUEST']._serialized_start=552
+  _globals['_REQUESTRENEWALREQUEST']._serialized_end=575
+  _globals['_REQUESTRENEWALRESPONSE']._serialized_start=577
+  _globals['_REQUESTRENEWALRESPONSE']._serialized_end=629
+  _globals['_GETSTATUSREQUEST']._serialized_start=631
+  _globals['_GETSTATUSREQUEST']._serialized_end=649
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=651
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=671
+  _globals['_AGENTSTATUS']._serialized_start=674
+  _globals['_AGENTSTATUS']._serialized_end=1177
+  _globals['_AGENTSTATUS_STATE']._serialized_start=1079
+  _globals['_AGENTSTATUS_STATE']._serialized_end=1177
+  _globals['_CERTIFICATESTATUS']._serialized_start=1180
+  _globals['_CERTIFICATESTATUS']._serialized_end=1634
+  _globals['_CERTIFICATESTATUS_CONDITION']._serialized_start=1539
+  _globals['_CERTIFICATESTATUS_CONDITION']._serialized_end=1634
+  _globals['_AGENTSERVICE']._serialized_start=1637
+  _globals['_AGENTSERVICE']._serialized_end=2192
 # @@protoc_insertion_point(module_scope)

@@ -123,6 +123,32 @@ class DeliverEnrolmentInfoResponse(google.protobuf.message.Message):
 global___DeliverEnrolmentInfoResponse = DeliverEnrolmentInfoResponse
 
 @typing.final
+class RequestRenewalRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___RequestRenewalRequest = RequestRenewalRequest
+
+@typing.final
+class RequestRenewalResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CERTIFICATE_SHA256_FIELD_NUMBER: builtins.int
+    certificate_sha256: builtins.bytes
+    """SHA-256 of the certificate that is in use now, DER."""
+    def __init__(
+        self,
+        *,
+        certificate_sha256: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate_sha256", b"certificate_sha256"]) -> None: ...
+
+global___RequestRenewalResponse = RequestRenewalResponse
+
+@typing.final
 class GetStatusRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

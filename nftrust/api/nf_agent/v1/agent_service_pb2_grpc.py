@@ -27,6 +27,11 @@ class AgentServiceStub(object):
                 request_serializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.DeliverEnrolmentInfoRequest.SerializeToString,
                 response_deserializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.DeliverEnrolmentInfoResponse.FromString,
                 )
+        self.RequestRenewal = channel.unary_unary(
+                '/nftrust.api.nf_agent.v1.AgentService/RequestRenewal',
+                request_serializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.RequestRenewalRequest.SerializeToString,
+                response_deserializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.RequestRenewalResponse.FromString,
+                )
         self.GetStatus = channel.unary_unary(
                 '/nftrust.api.nf_agent.v1.AgentService/GetStatus',
                 request_serializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.GetStatusRequest.SerializeToString,
@@ -61,6 +66,15 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequestRenewal(self, request, context):
+        """Renews the certificate in use at once, not at its own time; answers when the
+        NF uses the new one, or with why not (the agent goes on trying by itself).
+        Caller: CM proxy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Caller: CM proxy.
         """
@@ -87,6 +101,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.DeliverEnrolmentInfo,
                     request_deserializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.DeliverEnrolmentInfoRequest.FromString,
                     response_serializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.DeliverEnrolmentInfoResponse.SerializeToString,
+            ),
+            'RequestRenewal': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestRenewal,
+                    request_deserializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.RequestRenewalRequest.FromString,
+                    response_serializer=nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.RequestRenewalResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -142,6 +161,23 @@ class AgentService(object):
         return grpc.experimental.unary_unary(request, target, '/nftrust.api.nf_agent.v1.AgentService/DeliverEnrolmentInfo',
             nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.DeliverEnrolmentInfoRequest.SerializeToString,
             nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.DeliverEnrolmentInfoResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RequestRenewal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/nftrust.api.nf_agent.v1.AgentService/RequestRenewal',
+            nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.RequestRenewalRequest.SerializeToString,
+            nftrust_dot_api_dot_nf__agent_dot_v1_dot_agent__service__pb2.RequestRenewalResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

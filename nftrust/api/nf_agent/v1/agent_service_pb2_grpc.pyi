@@ -39,6 +39,15 @@ class AgentServiceStub:
     every delivery but that of a re-enrolment that OAM has allowed.
     """
 
+    RequestRenewal: grpc.UnaryUnaryMultiCallable[
+        nftrust.api.nf_agent.v1.agent_service_pb2.RequestRenewalRequest,
+        nftrust.api.nf_agent.v1.agent_service_pb2.RequestRenewalResponse,
+    ]
+    """Renews the certificate in use at once, not at its own time; answers when the
+    NF uses the new one, or with why not (the agent goes on trying by itself).
+    Caller: CM proxy.
+    """
+
     GetStatus: grpc.UnaryUnaryMultiCallable[
         nftrust.api.nf_agent.v1.agent_service_pb2.GetStatusRequest,
         nftrust.api.nf_agent.v1.agent_service_pb2.AgentStatus,
@@ -70,6 +79,15 @@ class AgentServiceAsyncStub:
     """Step 7. Caller: CM proxy. The same delivery again is accepted while the
     enrolment is under way. An NF that holds a confirmed certificate refuses
     every delivery but that of a re-enrolment that OAM has allowed.
+    """
+
+    RequestRenewal: grpc.aio.UnaryUnaryMultiCallable[
+        nftrust.api.nf_agent.v1.agent_service_pb2.RequestRenewalRequest,
+        nftrust.api.nf_agent.v1.agent_service_pb2.RequestRenewalResponse,
+    ]
+    """Renews the certificate in use at once, not at its own time; answers when the
+    NF uses the new one, or with why not (the agent goes on trying by itself).
+    Caller: CM proxy.
     """
 
     GetStatus: grpc.aio.UnaryUnaryMultiCallable[
@@ -107,6 +125,17 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         """Step 7. Caller: CM proxy. The same delivery again is accepted while the
         enrolment is under way. An NF that holds a confirmed certificate refuses
         every delivery but that of a re-enrolment that OAM has allowed.
+        """
+
+    @abc.abstractmethod
+    def RequestRenewal(
+        self,
+        request: nftrust.api.nf_agent.v1.agent_service_pb2.RequestRenewalRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nftrust.api.nf_agent.v1.agent_service_pb2.RequestRenewalResponse, collections.abc.Awaitable[nftrust.api.nf_agent.v1.agent_service_pb2.RequestRenewalResponse]]:
+        """Renews the certificate in use at once, not at its own time; answers when the
+        NF uses the new one, or with why not (the agent goes on trying by itself).
+        Caller: CM proxy.
         """
 
     @abc.abstractmethod
