@@ -6,31 +6,33 @@ so that what a refusal has to leave behind (a suspension) is not rolled back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
-from sqlalchemy import Table, bindparam, func, literal, select, update
+from sqlalchemy import Row, Table, bindparam, func, literal, select, update
 
 from ca_ra.model import Issuance, IssuedCertificate, Registration, RegistrationState
 from ca_ra.renewal_rows import complete_renewal
 from ca_ra.rows import (
     ACTOR,
-    admit_key,
+    add_keys,
     certificate_of,
     closed,
     find_certificate,
     find_registration,
-    insert_certificate,
+    insert_certificates,
     is_revoked,
+    key_owners,
     registration_of,
     revoke,
     suspend,
     why_closed,
 )
-from ca_ra.tables import certificate, end_entity, end_entity_key, registration, revocation
+from ca_ra.tables import certificate, end_entity, registration, revocation
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Store, Transaction
-from nftrust.storage.idempotency import recall, remember
+from nftrust.storage.idempotency import Answer, recall, remember, remember_all
 from nftrust.storage.tables import idempotency
 from nftrust.storage.transaction import Executor
 from nftrust.x509.crl import RevocationReason
@@ -48,25 +50,24 @@ _BY_REFERENCE = (
 _RESPONSE = select(idempotency.c.response).where(
     idempotency.c.scope == bindparam("scope"), idempotency.c.request_sha256 == bindparam("request_sha256")
 )
-#: All that decides whether a registration may lead to a certificate with this key.
-_CLAIM = (
+#: All that decides whether registrations may lead to a certificate, but for the key.
+_CLAIMS = (
     select(
         registration,
         certificate.c.serial.label("spent_on"),
         end_entity.c.suspend_time,
         end_entity.c.retire_time,
-        end_entity_key.c.nf_instance_id.label("key_owner"),
     )
     .join(end_entity, end_entity.c.nf_instance_id == registration.c.nf_instance_id)
     .outerjoin(certificate, (certificate.c.registration_id == registration.c.id) & certificate.c.predecessor.is_(None))
-    .outerjoin(end_entity_key, end_entity_key.c.spki_sha256 == bindparam("spki_sha256"))
-    .where(registration.c.id == bindparam("registration_id"))
+    .where(registration.c.id.in_(bindparam("ids", expanding=True)))
 )
 _SPEND = (
     update(registration)
     .where(registration.c.id == bindparam("registration_id"))
     .values(certificate_serial=bindparam("serial"), issue_time=bindparam("now"))
 )
+_CLOSED = {RegistrationState.REVOKED: Reason.IAK_REVOKED, RegistrationState.EXPIRED: Reason.IAK_EXPIRED}
 
 
 def response_to(executor: Executor, scope: str, request_sha256: bytes) -> bytes | None:
@@ -95,44 +96,74 @@ class SqlIssuanceStore:
         return await self._store.look_up(lambda executor: response_to(executor, scope, request_sha256))
 
     async def record_issuance(self, issuance: Issuance) -> bytes:
-        outcome = await self._store.write(lambda tx: self._issue(tx, issuance))
+        outcome = await self._store.write_alike(self._issue, issuance)
         if isinstance(outcome, NftrustError):
             raise outcome
         return outcome
 
-    def _issue(self, tx: Transaction, issuance: Issuance) -> bytes | NftrustError:
-        new = issuance.certificate
-        row = tx.execute(_CLAIM, {"registration_id": new.registration_id, "spki_sha256": new.spki_sha256}).one()
-        known = registration_of(row)
+    def _issue(self, tx: Transaction, items: Sequence[Issuance]) -> Sequence[bytes | NftrustError]:
+        """Decide, then write what was decided in one statement for each table.
+
+        What meets another of its batch, by registration or key, is decided after that one is written.
+        """
+        ids = {item.certificate.registration_id for item in items}
+        claims = {row.id: row for row in tx.execute(_CLAIMS, {"ids": list(ids)})}
+        owners = key_owners(tx, {item.certificate.spki_sha256 for item in items})
+        outcomes: dict[int, bytes | NftrustError] = {}
+        admitted: dict[bytes, Issuance] = {}
+        for place, item in enumerate(items):
+            new = item.certificate
+            if place and (new.registration_id not in claims or new.spki_sha256 in admitted):
+                continue
+            refusal = self._refusal(tx, claims.pop(new.registration_id), item, owners.get(new.spki_sha256))
+            outcomes[place] = refusal or item.response
+            if refusal is None:
+                admitted[new.spki_sha256] = item
+        self._write(tx, admitted, owners)
+        return [outcomes.get(place) or self._issue(tx, [item])[0] for place, item in enumerate(items)]
+
+    def _refusal(
+        self, tx: Transaction, claim: Row[Any], issuance: Issuance, key_owner: str | None
+    ) -> bytes | NftrustError | None:
+        """Why nothing is issued, or what was issued before to the very same request."""
+        known, new = registration_of(claim), issuance.certificate
         # The certificate's row says whether the IAK is spent, not the column (security rule 7).
-        if row.spent_on is not None:
+        if claim.spent_on is not None:
             stored = response_to(tx, f"enrol:{known.id}", issuance.request_sha256)
             return stored if stored is not None else self._spent(tx, known, issuance.request_id, new.spki_sha256)
-        refusal = {
-            RegistrationState.REVOKED: Reason.IAK_REVOKED,
-            RegistrationState.EXPIRED: Reason.IAK_EXPIRED,
-        }.get(known.state(tx.now))
-        if refusal is not None:
-            return NftrustError(refusal)
-        refusal = why_closed(row)
-        if refusal is not None:
-            return NftrustError(refusal)
-        admit_key(tx, new.spki_sha256, new.nf_instance_id, row.key_owner)
-        insert_certificate(tx, new)
-        tx.execute(_SPEND, {"registration_id": known.id, "serial": new.serial, "now": tx.now})
-        remember(tx, f"enrol:{known.id}", issuance.request_id, issuance.request_sha256, issuance.response)
-        tx.audit(
-            actor=f"urn:uuid:{new.nf_instance_id}",
-            action="certificate.issue",
-            subject=new.name,
-            detail={
-                "registration": known.name,
-                "sha256": new.sha256.hex(),
-                "spki_sha256": new.spki_sha256.hex(),
-                "not_after": new.not_after.isoformat(),
-            },
+        reason = _CLOSED.get(known.state(tx.now)) or why_closed(claim)
+        if reason is None and key_owner not in (None, new.nf_instance_id):
+            reason = Reason.KEY_TAKEN
+        return None if reason is None else NftrustError(reason)
+
+    @staticmethod
+    def _write(tx: Transaction, admitted: Mapping[bytes, Issuance], owners: Mapping[bytes, str]) -> None:
+        if not admitted:
+            return
+        certificates = [item.certificate for item in admitted.values()]
+        add_keys(tx, {key: item.certificate.nf_instance_id for key, item in admitted.items() if key not in owners})
+        insert_certificates(tx, certificates)
+        spent = [{"registration_id": new.registration_id, "serial": new.serial, "now": tx.now} for new in certificates]
+        tx.execute(_SPEND, spent)
+        remember_all(
+            tx,
+            [
+                Answer(f"enrol:{item.certificate.registration_id}", item.request_id, item.request_sha256, item.response)
+                for item in admitted.values()
+            ],
         )
-        return issuance.response
+        for new in certificates:
+            tx.audit(
+                actor=f"urn:uuid:{new.nf_instance_id}",
+                action="certificate.issue",
+                subject=new.name,
+                detail={
+                    "registration": f"registrations/{new.registration_id}",
+                    "sha256": new.sha256.hex(),
+                    "spki_sha256": new.spki_sha256.hex(),
+                    "not_after": new.not_after.isoformat(),
+                },
+            )
 
     async def refuse_spent(self, registration_id: str, request_id: str, spki_sha256: bytes) -> NoReturn:
         def work(tx: Transaction) -> NftrustError:

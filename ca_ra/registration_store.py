@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import func, select, update
 
 from ca_ra.model import NewRegistration, Registered, Registration, RegistrationState
-from ca_ra.rows import admit_key, find_registration, key_owner, registration_of, void
+from ca_ra.rows import admit_key, find_registration, registration_of, void
 from ca_ra.tables import certificate, end_entity, end_entity_fqdn, nf_statement, registration
 from nftrust.errors import NftrustError, Reason
 from nftrust.storage import Store, Transaction
@@ -56,8 +56,7 @@ class SqlRegistrationStore:
         self._admit_end_entity(tx, new)
         self._admit_statement(tx, new)
         self._admit_fqdns(tx, entity, new.shared_fqdns)
-        transport_key = new.registration.transport_key_sha256
-        admit_key(tx, transport_key, entity.nf_instance_id, key_owner(tx, transport_key))
+        admit_key(tx, new.registration.transport_key_sha256, entity.nf_instance_id)
         self._supersede(tx, new)
         self._insert(tx, new)
         return None

@@ -16,14 +16,14 @@ from ca_ra.renewal import Renewable
 from ca_ra.renewal_rows import enrolled_since, successor_of
 from ca_ra.rows import (
     ACTOR,
-    admit_key,
+    add_keys,
     certificate_of,
     closed,
     find_certificate,
     find_registration,
-    insert_certificate,
+    insert_certificates,
     is_revoked,
-    key_owner,
+    key_owners,
     revoke_all,
     suspend,
 )
@@ -99,7 +99,7 @@ def _judge(executor: Executor, old: IssuedCertificate, spki_sha256: bytes) -> Is
         return successor if successor.spki_sha256 == spki_sha256 else _THEFT
     if enrolled_since(executor, known):
         return Refusal(Reason.CERTIFICATE_SUPERSEDED)
-    owner = key_owner(executor, spki_sha256)
+    owner = key_owners(executor, [spki_sha256]).get(spki_sha256)
     if owner is not None:
         return Refusal(Reason.CERTIFICATE_KEY_REUSED if owner == old.nf_instance_id else Reason.KEY_TAKEN)
     return None
@@ -129,8 +129,8 @@ def _renew(tx: Transaction, issuance: Issuance) -> bytes | IssuedCertificate | R
         return outcome
     if tx.now >= old.not_after:
         return Refusal(Reason.CERTIFICATE_EXPIRED)
-    admit_key(tx, new.spki_sha256, new.nf_instance_id, None)  # nobody's, as _judge has seen
-    insert_certificate(tx, new)
+    add_keys(tx, {new.spki_sha256: new.nf_instance_id})  # nobody's, as _judge has seen
+    insert_certificates(tx, [new])
     remember(tx, f"renew:{old.serial}", issuance.request_id, issuance.request_sha256, issuance.response)
     tx.audit(
         actor=f"urn:uuid:{new.nf_instance_id}",

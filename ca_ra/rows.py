@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -22,14 +22,14 @@ log = logging.getLogger("ca_ra.rows")
 ACTOR = "urn:nftrust:ca-ra"
 
 # Built once, as in issuance_store.
-_NEXT_SEQUENCE = select(func.coalesce(func.max(certificate.c.sequence), 0) + 1).scalar_subquery()
-_NEW_CERTIFICATE = insert(certificate).values(sequence=_NEXT_SEQUENCE)
+_LAST_SEQUENCE = select(func.coalesce(func.max(certificate.c.sequence), 0))
+_NEW_CERTIFICATE = insert(certificate)
 _REGISTRATION = select(registration).where(registration.c.id == bindparam("id"))
 _STANDING = select(end_entity.c.suspend_time, end_entity.c.retire_time).where(
     end_entity.c.nf_instance_id == bindparam("nf_instance_id")
 )
 _NEW_KEY = insert(end_entity_key)
-_KEY_OWNER = select(end_entity_key.c.nf_instance_id).where(end_entity_key.c.spki_sha256 == bindparam("spki_sha256"))
+_KEY_OWNERS = select(end_entity_key).where(end_entity_key.c.spki_sha256.in_(bindparam("keys", expanding=True)))
 
 
 def registration_of(row: Row[Any]) -> Registration:
@@ -73,10 +73,11 @@ def certificate_of(row: Row[Any]) -> IssuedCertificate:
     )
 
 
-def certificate_row(new: IssuedCertificate) -> dict[str, Any]:
-    """A new certificate as a row, but for its sequence."""
+def certificate_row(new: IssuedCertificate, sequence: int) -> dict[str, Any]:
+    """A new certificate as a row."""
     return {
         "serial": new.serial,
+        "sequence": sequence,
         "registration_id": new.registration_id,
         "predecessor": new.predecessor,
         "nf_instance_id": new.nf_instance_id,
@@ -96,8 +97,10 @@ def find_certificate(executor: Executor, serial: str) -> IssuedCertificate | Non
     return None if row is None else certificate_of(row)
 
 
-def insert_certificate(tx: Transaction, new: IssuedCertificate) -> None:
-    tx.execute(_NEW_CERTIFICATE, certificate_row(new))
+def insert_certificates(tx: Transaction, certificates: Sequence[IssuedCertificate]) -> None:
+    """Number and store new certificates."""
+    last = tx.execute(_LAST_SEQUENCE).scalar_one()
+    tx.execute(_NEW_CERTIFICATE, [certificate_row(new, last + place) for place, new in enumerate(certificates, 1)])
 
 
 def is_revoked(executor: Executor, serial: str) -> bool:
@@ -174,19 +177,23 @@ def why_closed(row: Row[Any]) -> Reason | None:
     return None if row.suspend_time is None else Reason.END_ENTITY_SUSPENDED
 
 
-def key_owner(executor: Executor, spki_sha256: bytes) -> str | None:
-    """The NF that this public key belongs to."""
-    owner: str | None = executor.execute(_KEY_OWNER, {"spki_sha256": spki_sha256}).scalar_one_or_none()
-    return owner
+def key_owners(executor: Executor, keys: Collection[bytes]) -> dict[bytes, str]:
+    """Public keys, by SHA-256 of their SubjectPublicKeyInfo, with the NFs that they belong to."""
+    rows = executor.execute(_KEY_OWNERS, {"keys": list(keys)})
+    return {bytes(row.spki_sha256): row.nf_instance_id for row in rows}
 
 
-def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str, owner: str | None) -> None:
-    """A public key belongs to one NF only (security rule 3); ``owner`` is whose it was before, in this transaction.
+def add_keys(tx: Transaction, owners: Mapping[bytes, str]) -> None:
+    """Give public keys that belong to nobody to NFs."""
+    if owners:
+        tx.execute(_NEW_KEY, [{"spki_sha256": key, "nf_instance_id": owner} for key, owner in owners.items()])
 
-    Raises NftrustError(KEY_TAKEN).
-    """
+
+def admit_key(tx: Transaction, spki_sha256: bytes, nf_instance_id: str) -> None:
+    """A public key belongs to one NF only (security rule 3). Raises NftrustError(KEY_TAKEN)."""
+    owner = key_owners(tx, [spki_sha256]).get(spki_sha256)
     if owner is None:
-        tx.execute(_NEW_KEY, {"spki_sha256": spki_sha256, "nf_instance_id": nf_instance_id})
+        add_keys(tx, {spki_sha256: nf_instance_id})
     elif owner != nf_instance_id:
         raise NftrustError(Reason.KEY_TAKEN)
 

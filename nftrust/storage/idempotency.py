@@ -8,8 +8,10 @@ in one ``Store.write``: batches are serial, so that no second request slips in.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from datetime import datetime
 
+import msgspec
 from sqlalchemy import bindparam, delete, insert, select
 
 from nftrust.errors import NftrustError, Reason
@@ -36,10 +38,23 @@ def recall(executor: Executor, scope: str, key: str, request_sha256: bytes) -> b
     return bytes(row.response)
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """A response to keep, in ``scope`` under ``key``, for the request with this hash."""
+
+    scope: str
+    key: str
+    request_sha256: bytes
+    response: bytes
+
+
+def remember_all(tx: Transaction, answers: Sequence[Answer]) -> None:
+    """Keep responses for the same requests to come, in the effects' own transaction."""
+    tx.execute(_REMEMBER, [msgspec.structs.asdict(answer) | {"create_time": tx.now} for answer in answers])
+
+
 def remember(tx: Transaction, scope: str, key: str, request_sha256: bytes, response: bytes) -> None:
-    """Keep ``response`` for the same request to come, in the effect's own transaction."""
-    row = {"scope": scope, "key": key, "request_sha256": request_sha256, "response": response, "create_time": tx.now}
-    tx.execute(_REMEMBER, row)
+    """Keep one response."""
+    remember_all(tx, [Answer(scope, key, request_sha256, response)])
 
 
 def forget(tx: Transaction, before: datetime, limit: int = 1000) -> int:

@@ -19,7 +19,7 @@ from nftrust.storage.engine import RETRY_AFTER_SECONDS, Access, Database, Replac
 from nftrust.storage.group import GroupThread, Job, Outcome, tell
 from nftrust.storage.meta import set_high_water
 from nftrust.storage.transaction import Transaction
-from nftrust.storage.writer import CommitObserver, GroupWriter, adopt_high_water, unobserved
+from nftrust.storage.writer import Alike, CommitObserver, GroupWriter, Item, Kind, adopt_high_water, unobserved
 
 T = TypeVar("T")
 
@@ -71,6 +71,15 @@ class Store:
         sqlalchemy.exc.IntegrityError where a constraint refuses the work.
         """
         result: T = await self._writer.submit(work)
+        return result
+
+    async def write_alike(self, work: Kind[Item, T], item: Item) -> T:
+        """As :meth:`write`, for what comes often: the items that wait together are handed to ``work`` in one.
+
+        ``work`` returns a result for each item, in order, refusals among them:
+        what it raises makes the items go one by one.
+        """
+        result: T = await self._writer.submit(Alike(work, item))
         return result
 
     async def read(self, work: Callable[[Connection], T]) -> T:

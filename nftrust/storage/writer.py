@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 _MARK_EVERY_SECONDS = 1.0
 
+Item = TypeVar("Item", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+
 #: Units of work, why they failed if so, seconds, and how many wait.
 CommitObserver = Callable[[int, Reason | None, float, int], None]
 
@@ -47,6 +51,23 @@ class Stage(enum.Enum):
     BEGIN = enum.auto()
     BODY = enum.auto()
     COMMIT = enum.auto()
+
+
+class Kind(Protocol[Item, Result]):
+    """What does units of one kind: a result for each item."""
+
+    def __call__(self, tx: Transaction, items: Sequence[Item]) -> Sequence[Result]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alike(Generic[Item, Result]):
+    """A unit of work that can be done in one with others of its kind: ``work`` returns a result for each item."""
+
+    work: Kind[Item, Result]
+    item: Item
+
+    def __call__(self, tx: Transaction) -> Result:
+        return self.work(tx, [self.item])[0]
 
 
 class SpoiledError(Exception):
@@ -194,14 +215,33 @@ class _Body:
     def run(self, batch: Sequence[Job], guarded: bool) -> list[Outcome]:
         """Run each unit; raises what concerns the batch as a whole."""
         self._alone = len(batch) == 1
-        run_one = self._run_behind_savepoint if guarded else self._run_one
-        outcomes = [run_one(job) for job in batch]
+        if guarded:
+            outcomes = [self._run_behind_savepoint(job) for job in batch]
+        else:
+            done = self._run_alike(batch)
+            outcomes = [done.get(job) or self._run_one(job) for job in batch]
         audit_log.append(self._connection, self._head, self._events)
         return outcomes
 
+    def _run_alike(self, batch: Sequence[Job]) -> dict[Job, Outcome]:
+        """The outcomes of those units of which the batch has more than one of a kind."""
+        kinds: dict[Any, dict[Job, Any]] = {}
+        for job in batch:
+            if isinstance(job.work, Alike):
+                kinds.setdefault(job.work.work, {})[job] = job.work.item
+        done: dict[Job, Outcome] = {}
+        for work, items in kinds.items():
+            if len(items) > 1:
+                together = partial(work, items=list(items.values()))
+                outcome = self._outcome(together, Transaction(self._connection, self._now))
+                if outcome.error is not None:
+                    raise SpoiledError
+                done |= {job: Outcome(value) for job, value in zip(items, outcome.value, strict=True)}
+        return done
+
     def _run_one(self, job: Job) -> Outcome:
         tx = Transaction(self._connection, self._now)
-        outcome = self._outcome(job, tx)
+        outcome = self._outcome(job.work, tx)
         if outcome.error is not None and tx.touched:
             if not self._alone:
                 raise SpoiledError
@@ -210,16 +250,16 @@ class _Body:
 
     def _run_behind_savepoint(self, job: Job) -> Outcome:
         savepoint = self._connection.begin_nested()
-        outcome = self._outcome(job, Transaction(self._connection, self._now))
+        outcome = self._outcome(job.work, Transaction(self._connection, self._now))
         if outcome.error is None:
             savepoint.commit()
         else:
             savepoint.rollback()
         return outcome
 
-    def _outcome(self, job: Job, tx: Transaction) -> Outcome:
+    def _outcome(self, work: Callable[[Transaction], Any], tx: Transaction) -> Outcome:
         try:
-            value = job.work(tx)
+            value = work(tx)
             tx.check()
         except BaseException as error:  # noqa: BLE001 - it goes to the unit's caller
             cause = tx.doomed_by or error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -24,8 +25,14 @@ class NfIdentity:
         return [urn(self.nf_instance_id), *api_roots]
 
     def alternative_names(self) -> x509.SubjectAlternativeName:
-        uris = [x509.UniformResourceIdentifier(uri) for uri in self.uris()]
-        return x509.SubjectAlternativeName([*uris, *(x509.DNSName(name) for name in self.fqdns)])
+        return _alternative_names(self)
+
+
+@lru_cache(maxsize=256)
+def _alternative_names(identity: NfIdentity) -> x509.SubjectAlternativeName:
+    """Each is needed three times within a few milliseconds: to check the CSR, to build and to lint."""
+    uris = [x509.UniformResourceIdentifier(uri) for uri in identity.uris()]
+    return x509.SubjectAlternativeName([*uris, *(x509.DNSName(name) for name in identity.fqdns)])
 
 
 def subject(country: str, home_domain: str) -> x509.Name:

@@ -72,7 +72,7 @@ def build(
     return (
         x509.CertificateBuilder()
         .serial_number(serial)
-        .issuer_name(ca.subject)
+        .issuer_name(_subject(ca))
         .subject_name(issuer.nf_subject)
         .not_valid_before(not_before)
         .not_valid_after(not_after)
@@ -86,6 +86,12 @@ def build(
         .add_extension(_crl_points(issuer.crl_url), critical=False)
         .add_extension(_information_access(issuer.ocsp_url, issuer.ca_issuers_url), critical=False)
     )
+
+
+@lru_cache(maxsize=8)
+def _subject(ca: x509.Certificate) -> x509.Name:
+    """cryptography parses it anew each time."""
+    return ca.subject
 
 
 @lru_cache(maxsize=8)
@@ -158,7 +164,7 @@ def _first_problem(certificate: x509.Certificate, identity: NfIdentity, key: NfP
         "authorityInfoAccess": extensions[x509.AuthorityInformationAccess.oid].value
         == _information_access(issuer.ocsp_url, issuer.ca_issuers_url),
         "serial": 0 < certificate.serial_number < 1 << 159,
-        "issuer": certificate.issuer == ca.subject,
+        "issuer": certificate.issuer == _subject(ca),
         "subject": certificate.subject == issuer.nf_subject,
         "key": certificate.public_key() == key,
         "validity": timedelta(0) < certificate.not_valid_after_utc - certificate.not_valid_before_utc <= MAX_VALIDITY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -112,6 +112,33 @@ async def test_a_refusal_before_any_write_costs_its_batch_nothing(database: Stor
         refused, number = await together(store, refuses, counts)
         assert (refused.reason, number, len(runs)) == (Reason.IAK_USED, 1, 1)
         assert await store.read(numbers) == [1]
+
+
+async def test_units_of_a_kind_that_wait_are_done_in_one(database: StoreConfig) -> None:
+    calls: list[list[int]] = []
+
+    def put_all(tx: Transaction, items: Sequence[int]) -> list[int]:
+        calls.append(list(items))
+        results = [put(number)(tx) for number in items]
+        if 13 in items:
+            raise NftrustError(Reason.IAK_USED)
+        return results
+
+    with opened(database) as store:
+        async with busy(store):
+            queued = [asyncio.ensure_future(store.write_alike(put_all, number)) for number in range(3)]
+            other = asyncio.ensure_future(store.write(put(50)))
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*queued, other) == [0, 1, 2, 50]
+        assert calls == [[0, 1, 2]]
+        async with busy(store):
+            queued = [asyncio.ensure_future(store.write_alike(put_all, number)) for number in (12, 13, 14)]
+            await asyncio.sleep(0)
+        good, bad, fine = await asyncio.gather(*queued, return_exceptions=True)
+        assert (good, fine) == (12, 14)
+        assert isinstance(bad, NftrustError)
+        assert await store.read(numbers) == [0, 1, 2, 12, 14, 50]
+        assert await store.write_alike(put_all, 15) == 15
 
 
 async def test_look_ups_that_wait_share_a_snapshot_and_fail_alone(database: StoreConfig) -> None:
