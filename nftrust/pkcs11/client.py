@@ -32,6 +32,8 @@ State = Literal["starting", "ready", "down", "closed"]
 
 MAX_BATCH = 128
 MAX_QUEUED = 8192
+#: Where several came at once, so long is waited for more: they share the round trip. Who comes alone does not wait.
+LINGER_SECONDS = 0.003
 SHORTEST_PAUSE_SECONDS = 0.1
 #: A token that has come back is found within so long.
 LONGEST_PAUSE_SECONDS = 1.0
@@ -204,7 +206,9 @@ class TokenClient:
 
     def _serve(self) -> None:
         """Do batches until the token is lost or the client closed."""
-        while batch := self._next_batch():
+        served = 0
+        while batch := self._next_batch(linger=served > 1):
+            served = len(batch)
             operations = [operation for request in batch for operation in request.operations]
             started = time.monotonic()
             if not any(isinstance(operation, GenerateKeyPair) for operation in operations):
@@ -252,13 +256,18 @@ class TokenClient:
         self._enter("down", error)
         self._refuse_queued(Reason.TOKEN_UNAVAILABLE)
 
-    def _next_batch(self) -> list[Request]:
-        """What is queued, at least one; nothing once the client is closed or the backend has ended."""
+    def _next_batch(self, *, linger: bool) -> list[Request]:
+        """What is queued, at least one; nothing once the client is closed or the backend has ended.
+
+        ``linger``: for what comes within some milliseconds too.
+        """
         batch: list[Request] = []
         size = 0
         with self._changed:
             while not batch:
                 self._changed.wait_for(lambda: self._queue or self._closed(), IDLE_CHECK_SECONDS)
+                if linger:
+                    self._changed.wait_for(self._closed, LINGER_SECONDS)
                 if self._closed() or not self._backend.running():
                     return []
                 while self._queue and (not batch or size + len(self._queue[0].operations) <= MAX_BATCH):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from nftrust.errors import NftrustError, Reason
 from nftrust.storage.engine import RETRY_AFTER_SECONDS, Outage
 
 BATCH_LIMIT = 64
+#: Where several came at once, so long is waited for more before the next batch (as PostgreSQL's commit_delay): a
+#: request loses some milliseconds, and all of them share what a batch costs. Who comes alone does not wait.
+LINGER_SECONDS = 0.003
 #: Above this the database does not keep up and waiting longer helps nobody.
 QUEUE_LIMIT = 8192
 
@@ -49,6 +53,7 @@ class GroupThread:
         self._serve = serve
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._ended = False
         self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -78,25 +83,31 @@ class GroupThread:
         self._thread.join()
 
     def _run(self) -> None:
-        ending = False
-        while not ending:
-            batch = []
+        served = 0
+        while not self._ended:
             job = self._queue.get()
-            while True:
-                if job is None:
-                    ending = True
-                    break
-                # A caller who has gone is not worked for; whoever leaves later must ask again to know.
-                if not job.future.cancelled():
-                    batch.append(job)
-                if len(batch) >= BATCH_LIMIT:
-                    break
-                try:
-                    job = self._queue.get_nowait()
-                except queue.Empty:
-                    break
+            if served > 1:
+                time.sleep(LINGER_SECONDS)
+            batch = self._collect(job)
+            served = len(batch)
             if batch:
                 self._serve(batch)
+
+    def _collect(self, job: Job | None) -> list[Job]:
+        """What waits, from ``job`` on."""
+        batch: list[Job] = []
+        while job is not None:
+            # A caller who has gone is not worked for; whoever leaves later must ask again to know.
+            if not job.future.cancelled():
+                batch.append(job)
+            if len(batch) >= BATCH_LIMIT:
+                return batch
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return batch
+        self._ended = True
+        return batch
 
 
 def tell(batch: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
