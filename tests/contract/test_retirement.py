@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from cmproxy.changes import Changes
 from cmproxy.machine import RetryPolicy
 from cmproxy.model import NetworkFunction, ServiceState
 from cmproxy.ports import CaRaPort
@@ -75,7 +76,7 @@ async def proxy(config: StoreConfig, *refusals: Exception) -> AsyncIterator[Prox
     retirer = Retirer(SqlRetirements(store, clock), cast("CaRaPort", ca_ra), retry)
     running = asyncio.create_task(retirer.run())
     try:
-        yield Proxy(SqlProxyStore(store, timedelta(seconds=30)), ca_ra)
+        yield Proxy(SqlProxyStore(store, timedelta(seconds=30), Changes()), ca_ra)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -140,7 +141,7 @@ async def test_killed_after_the_ca_ra_s_answer_it_asks_again(proxy_database: Sto
     clock = GuardedClock(SystemClock())
     store = Store.open(proxy_database, clock)
     try:
-        proxy_store = SqlProxyStore(store, timedelta(seconds=30))
+        proxy_store = SqlProxyStore(store, timedelta(seconds=30), Changes())
         name = await add(proxy_store)
         await proxy_store.retire_network_function(name, OAM)
         await CaRa().retire(await proxy_store.network_function(name), ())  # and here the process is gone
