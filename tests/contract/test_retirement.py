@@ -48,6 +48,12 @@ class CaRa:
         self.closed.append(nf.nf_instance_id)
 
 
+async def found(store: SqlProxyStore, name: str) -> NetworkFunction:
+    nf = await store.find_network_function(name)
+    assert nf is not None
+    return nf
+
+
 @dataclass
 class Proxy:
     """The part of a CM proxy process that retires."""
@@ -56,7 +62,7 @@ class Proxy:
     ca_ra: CaRa
 
     async def nf(self, name: str) -> NetworkFunction:
-        return await self.store.network_function(name)
+        return await found(self.store, name)
 
     async def until(self, nf_instance_id: str, service: ServiceState, reason: str = "") -> NetworkFunction:
         async with asyncio.timeout(30):
@@ -144,7 +150,7 @@ async def test_killed_after_the_ca_ra_s_answer_it_asks_again(proxy_database: Sto
         proxy_store = SqlProxyStore(store, timedelta(seconds=30), Changes())
         name = await add(proxy_store)
         await proxy_store.retire_network_function(name, OAM)
-        await CaRa().retire(await proxy_store.network_function(name), ())  # and here the process is gone
+        await CaRa().retire(await found(proxy_store, name), ())  # and here the process is gone
     finally:
         await asyncio.to_thread(store.close)
     async with proxy(proxy_database) as second:
