@@ -72,9 +72,10 @@ class Procedure:
         """Until the certificate is confirmed. Raises NftrustError; transient ones are worth another run."""
         if self._attempt.proof is None:
             await self._make_request(accepted)
-        if not self._attempt.chain or self._attempt.confirmation is None:
-            await self._request_certificate(accepted)
-        await self._confirm(accepted)
+        attempt = self._attempt
+        if not attempt.chain or attempt.confirmation is None:
+            attempt = await self._request_certificate(accepted)
+        await self._confirm(accepted, attempt)
 
     @property
     def _attempt(self) -> Attempt:
@@ -141,8 +142,12 @@ class Procedure:
         digest = hashes.SHA384() if self.key_type == "ec-p384" else hashes.SHA256()
         return builder.sign(key, digest).public_bytes(Encoding.DER)
 
-    async def _request_certificate(self, accepted: AcceptedInfo) -> None:
-        """Steps 9 and 10; the confirmation is made at once, so that both are persisted in one write."""
+    async def _request_certificate(self, accepted: AcceptedInfo) -> Attempt:
+        """Steps 9 and 10, and the confirmation of what came.
+
+        It is not yet persisted: the CA/RA answers the same request with the same
+        certificate, and takes another confirmation of it for the same.
+        """
         attempt = self._attempt
         proof = attempt.proof
         assert proof is not None
@@ -151,17 +156,16 @@ class Procedure:
         chain = accept_certificate(response, accepted, jose.sha256(proof.encode()), key.public_key(), utc_now())
         now = utc_now().timestamp()
         confirmation = await asyncio.to_thread(self._sign_confirmation, accepted, key, chain[0])
-        self._save(
-            replace(attempt, chain=tuple(der.hex() for der in chain), certificate_time=now, confirmation=confirmation)
+        return replace(
+            attempt, chain=tuple(der.hex() for der in chain), certificate_time=now, confirmation=confirmation
         )
 
     async def _ask(self, accepted: AcceptedInfo, proof: str) -> EnrolResponse:
         text = await self.ca_ra.enrol(accepted, proof)
         return accepted.read_response(text, ENROL_URL, EnrolResponse)
 
-    async def _confirm(self, accepted: AcceptedInfo) -> None:
+    async def _confirm(self, accepted: AcceptedInfo, attempt: Attempt) -> None:
         """The new key confirms the certificate (security rule 11); then the IAK is gone."""
-        attempt = self._attempt
         assert attempt.confirmation is not None
         text = await self.ca_ra.confirm(accepted, attempt.confirmation)
         response = accepted.read_response(text, CONFIRM_URL, ConfirmResponse)

@@ -134,6 +134,12 @@ class RenewalProcedure(Procedure):
         now = utc_now().timestamp()
         self._save(replace(attempt, proof=proof, csr_time=now, request_time=now))
 
+    async def _request_certificate(self, accepted: AcceptedInfo) -> Attempt:
+        """Persisted here: what is refused from now on may be a successor that was revoked, which is then given up."""
+        attempt = await super()._request_certificate(accepted)
+        self._save(attempt)
+        return attempt
+
     async def _ask(self, accepted: AcceptedInfo, proof: str) -> EnrolResponse:
         text = await self.ca_ra.renew(accepted, proof)
         return accepted.read_response(text, RENEW_URL, EnrolResponse)

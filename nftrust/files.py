@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from nftrust.errors import NftrustError, Reason
@@ -23,23 +23,25 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 
     Raises NftrustError: STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_UNAVAILABLE.
     """
-    temporary: str | None = None
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    made = False
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        made = True
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(data)
             handle.flush()
             os.fchmod(handle.fileno(), mode)
             os.fsync(handle.fileno())
-        Path(temporary).replace(path)
+        draft.replace(path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        if made:
+            draft.unlink(missing_ok=True)
         raise unwritten(error, path) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import resource
 import signal
@@ -36,6 +37,8 @@ class Front:
 
     def ready(self) -> None:
         """All listeners serve."""
+        gc.collect()
+        gc.freeze()  # modules and what was made at the start stay: later collections need not look at them
         self.is_ready = True
         self._beat()
 

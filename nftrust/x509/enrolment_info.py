@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -37,9 +38,8 @@ def verify_enrolment_info(text: str, anchors: Sequence[x509.Certificate], now: d
     try:
         jws = jose.split(text, typ=ENROLMENT_INFO_TYP, algorithms=_ES256)  # 1: form
         info = jose.parse_payload(jws, EnrolmentInfo)  # needed to find the key; believed only after 2 and 3
-        chain = load_chain([jose.b64url_decode(certificate) for certificate in info.ca_certificates])
-        [response_certificate] = load_chain([jose.b64url_decode(info.response_certificate)])
-        response_key = check_response_certificate(response_certificate, chain, now)
+        signer = _signer(info.response_certificate, tuple(info.ca_certificates))
+        chain, response_key = signer.chain, signer.key(now)
         jose.verify(response_key, jws)  # 2: signed by the CA/RA's response key
     except (NftrustError, PathInvalid, ValueError):
         raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "the enrolment information does not verify") from None
@@ -48,4 +48,30 @@ def verify_enrolment_info(text: str, anchors: Sequence[x509.Certificate], now: d
     issuing_key = chain[0].public_key()
     if not isinstance(issuing_key, ec.EllipticCurvePublicKey) or info.ca_id != jose.b64url(spki_sha256(issuing_key)):
         raise NftrustError(Reason.ENROLMENT_INFO_INVALID, "it names another CA")
-    return VerifiedInfo(info, tuple(chain), response_key)
+    return VerifiedInfo(info, chain, response_key)
+
+
+@dataclass(slots=True)
+class _Signer:
+    """A response certificate with its chain: the same in the information for every NF."""
+
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    _proven: ec.EllipticCurvePublicKey | None = None
+
+    def key(self, now: datetime) -> ec.EllipticCurvePublicKey:
+        """As check_response_certificate, whose result depends on nothing else than whether all are valid ``now``."""
+        all_valid = all(
+            each.not_valid_before_utc <= now <= each.not_valid_after_utc for each in (self.certificate, *self.chain)
+        )
+        if self._proven is None or not all_valid:
+            self._proven = check_response_certificate(self.certificate, self.chain, now)
+        return self._proven
+
+
+@lru_cache(maxsize=16)
+def _signer(certificate: str, chain: tuple[str, ...]) -> _Signer:
+    """Parsed once. Raises PathInvalid, ValueError."""
+    ca_chain = load_chain([jose.b64url_decode(each) for each in chain])
+    [response_certificate] = load_chain([jose.b64url_decode(certificate)])
+    return _Signer(response_certificate, tuple(ca_chain))

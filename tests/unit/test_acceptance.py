@@ -112,6 +112,15 @@ def test_good_information() -> None:
     assert accepted.response_key == CA.response_key.public_key()
 
 
+def test_a_signer_that_was_good_once_is_judged_by_the_time_again() -> None:
+    text = signed(info())
+    accept(text)
+    for wrong in (NOW - 14600 * DAY, NOW + 14600 * DAY):
+        with refused(Reason.ENROLMENT_INFO_INVALID):
+            accept(text, now=wrong)
+    accept(text)
+
+
 def test_delivered_anchor_where_none_is_preconfigured() -> None:
     accept(signed(info()), replace(EXPECTED, trust_anchors=()))
 
