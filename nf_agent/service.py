@@ -145,9 +145,13 @@ class AgentServicer(AgentServiceServicer):
     async def WatchStatus(
         self, request: pb.WatchStatusRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.AgentStatus]:
+        told: pb.AgentStatus | None = None
         while True:
             change = self._agent.change
-            yield self._status()
+            status = self._status()
+            if status != told:
+                told = status
+                yield status
             await change.wait()
 
     def _status(self) -> pb.AgentStatus:

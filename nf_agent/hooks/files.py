@@ -63,10 +63,15 @@ class CredentialFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        #: What :meth:`publish` has seen there, until it is told of.
+        self._seen: dict[str, bytes] | None = None
 
     async def tell(self, credential: Credential) -> None:
-        """Raises NftrustError as :meth:`publish` does, which waits for the disk as the agent's state does."""
-        self.publish(credential)
+        """Looks again, unless :meth:`publish` just did; as that it waits for the disk. Raises NftrustError."""
+        seen, self._seen = self._seen, None
+        if seen != contents(credential):
+            self.publish(credential)
+            self._seen = None
 
     def publish(self, credential: Credential) -> None:
         """Make ``current`` the set of this credential, durably; else leave what is there.
@@ -82,6 +87,7 @@ class CredentialFiles:
                 _link(self.directory / name, f"{CURRENT}/{name}")
         except OSError as error:
             raise unwritten(error, self.directory) from None
+        self._seen = files
 
     def find(self, credential: Credential) -> Path | None:
         """The present set, by its own path, if it is this credential's."""

@@ -154,3 +154,16 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with refused(Reason.STORAGE_UNAVAILABLE):
         CredentialFiles(tmp_path / "file" / "tls").publish(credential("one"))
+
+
+async def test_what_was_just_published_is_not_looked_at_twice_but_later_it_is(tmp_path: Path) -> None:
+    files, one = CredentialFiles(tmp_path), credential("one")
+    files.publish(one)
+    (tmp_path / "current").unlink()
+    await files.tell(one)
+    assert not (tmp_path / "current").exists()
+    await files.tell(one)
+    assert read_set(tmp_path) == contents(one)
+    files.publish(one)
+    await files.tell(credential("two"))
+    assert read_set(tmp_path) == contents(credential("two"))
