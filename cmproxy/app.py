@@ -24,6 +24,8 @@ from cmproxy.machine import RetryPolicy
 from cmproxy.model import NetworkFunction, State
 from cmproxy.ports import CaRaPort
 from cmproxy.provisioning import Provisioner, ProvisioningPolicy
+from cmproxy.recovery import Recoverer
+from cmproxy.recovery_store import SqlRecoveries
 from cmproxy.registrar import load_registrar
 from cmproxy.renewal import RenewalRequester
 from cmproxy.retirement import Retirer
@@ -78,6 +80,8 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         leases = SqlEnrolmentLease(store, lease, changes, clock)
         runner = _runner(config, identity, nfs, ca_ra, leases, clock, stack)
         retirer = Retirer(SqlRetirements(store, clock), ca_ra, _retry(config))
+        interval = timedelta(seconds=config.runner.recovery_seconds)
+        recoverer = Recoverer(SqlRecoveries(store, proxy_store, clock), ca_ra, clock, interval, runner.wake)
         provisioner = Provisioner(_policy(config), proxy_store, clock, partial(seal, token))
         renewals = RenewalRequester(provisioner.get, nfs, store)
         probes = PeerProbes(config, identity, nfs, _finder(provisioner))
@@ -103,7 +107,7 @@ async def serving(config: CmProxyConfig, *, reuse_port: bool) -> AsyncIterator[S
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        for work in (runner.run(), retirer.run(), changes.follow(proxy_store.newer)):
+        for work in (runner.run(), retirer.run(), recoverer.run(), changes.follow(proxy_store.newer)):
             stack.push_async_callback(_end, asyncio.create_task(work))
         certificates = {"tls management": config.management.tls.certificate, "tls client": config.client_certificate}
         yield Served([server], store, clock, token, certificates, partial(_measure, proxy_store))

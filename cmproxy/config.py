@@ -68,6 +68,8 @@ class RunnerConfig(Section, frozen=True, kw_only=True):
     retry_cap_seconds: Seconds = 30.0
     #: An enrolment that is not through by then has failed.
     enrolment_lifetime_seconds: Seconds = 3600.0
+    #: How long an NF whose certificate has ended is left alone before it is enrolled, and then enrolled again.
+    recovery_seconds: Seconds = 300.0
     #: For calls to NF agents.
     nf_timeout_seconds: Seconds = 5.0
 

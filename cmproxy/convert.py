@@ -31,6 +31,7 @@ MUTABLE_FIELDS = (
     "attestation",
     "iak_delivery_mode",
     "certificate_profile",
+    "re_enrol_after_expiry",
 )
 
 
@@ -59,6 +60,7 @@ def network_function(message: pb.NetworkFunction, now: datetime) -> NetworkFunct
         attestation_required=message.attestation == pb.ATTESTATION_REQUIREMENT_REQUIRED,
         delivery_mode=mode,
         profile=message.certificate_profile,
+        re_enrol_after_expiry=message.re_enrol_after_expiry,
         create_time=now,
         update_time=now,
     )
@@ -79,6 +81,7 @@ def network_function_message(nf: NetworkFunction) -> pb.NetworkFunction:
         attestation=required,
         iak_delivery_mode=_PB_MODES[nf.delivery_mode],
         certificate_profile=nf.profile,
+        re_enrol_after_expiry=nf.re_enrol_after_expiry,
         etag=nf.etag,
         create_time=timestamp(nf.create_time),
         update_time=timestamp(nf.update_time),

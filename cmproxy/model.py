@@ -50,6 +50,10 @@ class NetworkFunction:
     retire_attempt: int = 0
     #: Why the CA/RA could not: name of a Reason.
     retire_reason: str = ""
+    #: OAM allows another enrolment, without hands, once the last certificate has ended.
+    re_enrol_after_expiry: bool = False
+    #: When the CA/RA is to be asked (again) what the NF holds; None: never.
+    recovery_next_time: datetime | None = None
 
     @property
     def name(self) -> str:

@@ -103,6 +103,35 @@ class RegistrationAnswer:
         return f"RegistrationAnswer({self.registration.name})"
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The certificate of an NF that lasts longest, of those it has confirmed."""
+
+    #: None: it has never had one.
+    not_after: datetime | None
+    revoked: bool
+
+
+class HoldingPort(Protocol):
+    """The CA/RA as recovery needs it."""
+
+    async def holding(self, nf: NetworkFunction) -> Holding: ...
+
+
+class Recoveries(Protocol):
+    """NFs whose last certificate may have ended, in storage."""
+
+    async def due(self, limit: int) -> list[NetworkFunction]:
+        """Those to be looked at now."""
+        ...
+
+    async def look_again(self, nf: NetworkFunction, time: datetime) -> None: ...
+
+    async def start(self, enrolment: Enrolment) -> None:
+        """Raises NftrustError(ENROLMENT_ACTIVE, NF_RETIRED, NF_NOT_FOUND)."""
+        ...
+
+
 class CaRaPort(Protocol):
     """The CA/RA as the proxy needs it; our own CA/RA is the first adapter."""
 
@@ -122,6 +151,10 @@ class CaRaPort(Protocol):
 
     async def revoke(self, registration: str) -> None:
         """Void it; one that has ended stays as it is."""
+        ...
+
+    async def holding(self, nf: NetworkFunction) -> Holding:
+        """What the NF holds, as far as this CA/RA tells."""
         ...
 
     async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:

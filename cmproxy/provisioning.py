@@ -90,7 +90,7 @@ class Provisioner:
     async def create(
         self, nf: NetworkFunction, actor: str, scope: Scope, request_id: str, request_sha256: bytes
     ) -> NetworkFunction:
-        checked = self._check(nf, scope)
+        checked = self._with_recovery(self._check(nf, scope))
         key = parse_uuid(request_id, "request_id") if request_id else None
         return await self._store.create_network_function(checked, self._shared(checked), actor, key, request_sha256)
 
@@ -101,7 +101,7 @@ class Provisioner:
     async def update(self, wanted: NetworkFunction, etag: str, actor: str, scope: Scope) -> NetworkFunction:
         known = await self.get(wanted.nf_instance_id, scope)
         kept = replace(wanted, tenant=known.tenant, create_time=known.create_time, pinned_sha256=known.pinned_sha256)
-        changed = self._check(kept, scope)
+        changed = self._with_recovery(self._check(kept, scope))
         if changed.transport_key_sha256 != known.transport_key_sha256:
             changed = replace(changed, pinned_sha256=None)  # OAM has spoken: an older pin is void
         return await self._store.update_network_function(changed, self._shared(changed), _version(etag), actor)
@@ -176,6 +176,12 @@ class Provisioner:
     async def cancel(self, nf_instance_id: str, enrolment_id: str, actor: str, scope: Scope) -> Enrolment:
         found = await self.enrolment(nf_instance_id, enrolment_id, scope)
         return await self._store.cancel_enrolment(found.id, actor)
+
+    def _with_recovery(self, nf: NetworkFunction) -> NetworkFunction:
+        """To be looked at from now on, if OAM's policy brings it back after its certificate's end."""
+        if nf.re_enrol_after_expiry and nf.profile in self._policy.foreign_profiles:
+            raise invalid_field("re_enrol_after_expiry", "not for a foreign CA/RA, whose certificates are not seen")
+        return replace(nf, recovery_next_time=self._clock.now() if nf.re_enrol_after_expiry else None)
 
     def _shared(self, nf: NetworkFunction) -> bool:
         return nf.profile in self._policy.shared_fqdn_profiles

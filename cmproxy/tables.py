@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    false,
+    text,
+)
 
 from nftrust.storage import UtcMicros, new_metadata
 
@@ -31,6 +44,14 @@ network_function = Table(
     Column("retire_next_time", UtcMicros),
     Column("retire_attempt", Integer, nullable=False, server_default="0"),
     Column("retire_reason", String(64), nullable=False, server_default=""),
+    Column("re_enrol_after_expiry", Boolean, nullable=False, server_default=false()),
+    Column("recovery_next_time", UtcMicros),
+    Index(
+        "ix_network_function_recovery_next_time",
+        "recovery_next_time",
+        sqlite_where=text("recovery_next_time IS NOT NULL"),
+        postgresql_where=text("recovery_next_time IS NOT NULL"),
+    ),
     Index(
         "ix_network_function_retire_next_time",
         "retire_next_time",

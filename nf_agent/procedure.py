@@ -88,7 +88,7 @@ class Procedure:
         assert self._attempt.request_id == attempt.request_id
         state = replace(self.states.state, attempt=attempt)
         if confirmed:
-            state = state.with_current(attempt)
+            state = replace(state.with_current(attempt), phase="confirmed", reason="")
         self.states.save(state)
 
     async def _make_request(self, accepted: AcceptedInfo) -> None:

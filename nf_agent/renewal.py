@@ -110,6 +110,7 @@ class RenewalProcedure(Procedure):
         state = self.states.state
         assert self._attempt.request_id == attempt.request_id
         renewal = replace(state.renewal, attempt=attempt)
+        # The phase stays: an enrolment may be under way beside it.
         self.states.save(state.with_current(attempt) if confirmed else replace(state, renewal=renewal))
 
     async def _make_request(self, accepted: AcceptedInfo) -> None:

@@ -103,8 +103,6 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             old.append(OldKey(label=given_up.key_label, not_after=0.0))
         return msgspec.structs.replace(
             self,
-            phase="confirmed",
-            reason="",
             current=confirmed,
             renewal=Renewal(),
             old_keys=(*self.old_keys, *old),

@@ -54,6 +54,8 @@ WAIT_SECONDS = 60.0
 CALL_SECONDS = 20.0
 OTHER_TENANT = "other"
 OTHER_ROOT = "other-vendor"
+#: Certificates that a test can see renewed; no profile may be shorter.
+SHORT_PROFILE, SHORT_SECONDS = "short", 60.0
 ENDED = (pb.Enrolment.SUCCEEDED, pb.Enrolment.FAILED, pb.Enrolment.CANCELLED)
 _PATIENCE = (Reason.RATE_LIMITED,)
 
@@ -303,6 +305,8 @@ class RunningLab:
         for role in ("ca_ra", "cmproxy"):
             config_path = self.lab.role(role) / "config.toml"
             config = read_toml(config_path)
+            if role == "ca_ra":
+                config["profiles"].append({"name": SHORT_PROFILE, "validity_hours": SHORT_SECONDS / 3600})
             config["day0_roots"].append({"name": OTHER_ROOT, "certificate": str(root), "tenant": OTHER_TENANT})
             write_toml(config_path, config)
             started[role] = [self._restart(role, started[role][0])]
@@ -517,8 +521,8 @@ class SpareAgent:
     transport_key_sha256: bytes
 
     @classmethod
-    def make(cls, running_lab: RunningLab, directory: Path) -> SpareAgent:
-        nf_instance_id = str(uuid.uuid4())
+    def make(cls, running_lab: RunningLab, directory: Path, nf_instance_id: str = "") -> SpareAgent:
+        nf_instance_id = nf_instance_id or str(uuid.uuid4())
         token = create_token(directory / "token", "nftrust-spare")
         config = {
             "deployment": "lab",
@@ -565,6 +569,17 @@ class SpareAgent:
         path = self.written(directory, listener={"address": f"{ADDRESS}:{port}", "tls": tls})
         with running("nf_agent", path):
             yield f"{HOST}:{port}"
+
+    def network_function(self, endpoint: str, **changes: Any) -> pb.NetworkFunction:
+        """What OAM provisions for it."""
+        fqdn = f"s{self.nf_instance_id[:13]}.amf.{HOME_DOMAIN}"
+        return self.running_lab.unborn(
+            nf_instance_id=self.nf_instance_id,
+            fqdns=[fqdn],
+            agent_endpoint=endpoint,
+            transport_key_sha256=self.transport_key_sha256,
+            **changes,
+        )
 
     def leaf(self, nf_instance_id: str | None = None, **options: Any) -> Leaf:
         """A day-0 certificate by the lab's root."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -13,8 +13,10 @@ from cryptography import x509
 from google.protobuf.message import DecodeError
 
 from cmproxy.model import Enrolment, NetworkFunction
-from cmproxy.ports import CaRegistration, NfInfo, RegistrationAnswer
+from cmproxy.ports import CaRegistration, Holding, NfInfo, RegistrationAnswer
+from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
+from nftrust.api.ca_ra.v1.certificate_service_pb2_grpc import CertificateServiceStub
 from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceStub
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
@@ -23,9 +25,11 @@ from nftrust.rpc.status import from_rpc_error
 from nftrust.x509.enrolment_info import verify_enrolment_info
 
 if TYPE_CHECKING:
+    from nftrust.api.ca_ra.v1.certificate_service_pb2_grpc import CertificateServiceAsyncStub
     from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceAsyncStub
 
 T = TypeVar("T")
+HELD_AT_MOST = 100
 _MODES = {
     "wrapped": pb.IAK_DELIVERY_MODE_WRAPPED,
     "tls-only": pb.IAK_DELIVERY_MODE_TLS_ONLY,
@@ -48,6 +52,10 @@ class GrpcCaRaPort:
     trust_anchors: Sequence[x509.Certificate]
     clock: Clock
     timeout_seconds: float
+
+    @cached_property
+    def _certificates(self) -> CertificateServiceAsyncStub:
+        return cast("CertificateServiceAsyncStub", CertificateServiceStub(self.channel))
 
     @cached_property
     def _stub(self) -> RegistrationServiceAsyncStub:
@@ -104,6 +112,24 @@ class GrpcCaRaPort:
             if error.reason is not Reason.REGISTRATION_ENDED:
                 raise
 
+    async def holding(self, nf: NetworkFunction) -> Holding:
+        """Of the newest certificates; superseded ones end before their successors."""
+        request = certificate_pb.ListCertificatesRequest(nf_instance_id=nf.nf_instance_id, page_size=HELD_AT_MOST)
+        answer = await _call(
+            self._certificates.ListCertificates(request, timeout=self.timeout_seconds, metadata=correlated())
+        )
+        confirmed = [each for each in answer.certificates if each.HasField("confirm_time")]
+        good = [each for each in confirmed if not each.HasField("revoke_time")]
+        if not confirmed:
+            return Holding(None, revoked=False)
+        # A revoked successor is no reason to bring the NF back; a certificate that is good is none either.
+        now = self.clock.now()
+        alive = [end for end in map(_end, good) if end > now]
+        newest = confirmed[0]
+        if alive:
+            return Holding(max(alive), revoked=False)
+        return Holding(_end(newest), revoked=newest.HasField("revoke_time"))
+
     async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:
         request = pb.RetireEndEntityRequest(nf_instance_id=nf.nf_instance_id, tenant=nf.tenant, nf_type=nf.nf_type)
         await _call(self._stub.RetireEndEntity(request, timeout=self.timeout_seconds, metadata=correlated()))
@@ -114,6 +140,10 @@ async def _call(call: Awaitable[T]) -> T:
         return await call
     except grpc.aio.AioRpcError as failure:
         raise from_rpc_error(failure) from None
+
+
+def _end(certificate: certificate_pb.Certificate) -> datetime:
+    return certificate.not_after.ToDatetime(UTC)
 
 
 def _registration(message: pb.Registration) -> CaRegistration:

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cmproxy.model import Enrolment, HandedCredential, NetworkFunction
-from cmproxy.ports import CaRaPort, CaRegistration, EndEntity, NfInfo, Registrar, RegistrationAnswer
+from cmproxy.ports import CaRaPort, CaRegistration, EndEntity, Holding, NfInfo, Registrar, RegistrationAnswer
 from nftrust import jose
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
@@ -213,6 +213,9 @@ class ForeignCaRaPort:
             with _guarded():
                 await self.registrar.revoke(registration.removeprefix(REGISTRATIONS))
 
+    async def holding(self, nf: NetworkFunction) -> Holding:
+        return Holding(None, revoked=False)  # out of our sight
+
     async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:
         for registration in registrations:
             await self.revoke(registration)
@@ -242,6 +245,9 @@ class RoutedCaRaPort:
 
     async def revoke(self, registration: str) -> None:
         await self._of(registration).revoke(registration)
+
+    async def holding(self, nf: NetworkFunction) -> Holding:
+        return await (self.foreign if nf.profile in self.profiles else self.own).holding(nf)
 
     async def retire(self, nf: NetworkFunction, registrations: Sequence[str]) -> None:
         foreign = [name for name in registrations if name.startswith(REGISTRATIONS)]

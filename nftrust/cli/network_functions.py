@@ -40,6 +40,7 @@ def nf() -> None:
 @click.option("--pin-on-first-contact", is_flag=True, help="Accept the transport key seen first.")
 @click.option("--require-attestation", is_flag=True, help="Enrol only with an attestation result.")
 @click.option("--tls-only-iak", is_flag=True, help="Legacy NF: the IAK is protected by TLS alone.")
+@click.option("--re-enrol-after-expiry", is_flag=True, help="Enrol it again by itself once its certificate has ended.")
 @click.option("--profile", help="Certificate profile.")
 @click.option("--tenant", help="Default: the caller's tenant.")
 @OUTPUT
@@ -79,6 +80,8 @@ def _apply(message: pb.NetworkFunction, options: dict[str, object]) -> None:
         message.pin_transport_key_on_first_contact = True
     if options["require_attestation"]:
         message.attestation = pb.ATTESTATION_REQUIREMENT_REQUIRED
+    if options["re_enrol_after_expiry"]:
+        message.re_enrol_after_expiry = True
     if options["tls_only_iak"]:
         message.iak_delivery_mode = pb.IAK_DELIVERY_MODE_TLS_ONLY
 
@@ -163,6 +166,7 @@ def _show(found: pb.NetworkFunction, output: str) -> None:
             ("attestation", pb.AttestationRequirement.Name(found.attestation).rpartition("_")[2].lower()),
             ("IAK delivery", pb.IakDeliveryMode.Name(found.iak_delivery_mode)[18:].lower().replace("_", "-")),
             ("profile", found.certificate_profile),
+            ("after expiry", "enrolled again" if found.re_enrol_after_expiry else "left to OAM"),
             ("created", time(found.create_time)),
             ("etag", found.etag),
         ]

@@ -148,7 +148,7 @@ def _cmproxy(lab: Lab) -> dict[str, Any]:
         },
         "verifier": {"target": f"{HOST}:{settings.verifier_port}", "trust_anchors": services_ca},
         "day0_roots": _day0_roots(lab),
-        "runner": {"instance": "lab", "lease_seconds": 5.0, "retry_cap_seconds": 2.0},
+        "runner": {"instance": "lab", "lease_seconds": 5.0, "retry_cap_seconds": 2.0, "recovery_seconds": 2.0},
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nf_agent.renewal import has_ended, next_renewal
@@ -161,6 +162,22 @@ async def test_failures_are_kept_over_a_restart(nf: RealNf) -> None:
     due = next_renewal(nf.state, RenewalPolicy())
     assert due is not None
     assert due == nf.state.renewal.next_time
+
+
+async def test_an_enrolment_that_begins_during_a_renewal_goes_on(nf: RealNf) -> None:
+    nf.faults.append("confirm unsent")
+    await nf.renew()
+    pending = nf.state.renewal.attempt
+    assert pending is not None
+    nf.states.save(msgspec.structs.replace(nf.state, phase="enrolling"))
+    renewer = await nf.renewer()
+    nf.make_due()
+    assert await renewer.look() > 0  # not while it is under way
+    assert nf.state.renewal.attempt == pending
+    await nf.enrol()
+    assert nf.state.renewal.attempt is None
+    await renewer.destroy_old_keys()
+    assert pending.key_label not in await nf.labels()
 
 
 # Refusals

@@ -111,6 +111,7 @@ class NetworkFunction(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     RETIRE_TIME_FIELD_NUMBER: builtins.int
     RETIREMENT_ERROR_FIELD_NUMBER: builtins.int
+    RE_ENROL_AFTER_EXPIRY_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`networkFunctions/{nf_instance_id}`"""
     nf_instance_id: builtins.str
@@ -139,6 +140,10 @@ class NetworkFunction(google.protobuf.message.Message):
     pinned_transport_key_sha256: builtins.bytes
     """SHA-256 fingerprint of the transport key in force: provisioned or pinned."""
     state: global___NetworkFunction.State.ValueType
+    re_enrol_after_expiry: builtins.bool
+    """Enrol it again, without being asked, once its last certificate has ended by
+    itself. What is revoked or suspended is not brought back.
+    """
     @property
     def fqdns(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """FQDNs in the form TS 23.003 clause 28 gives for the NF type; the first is the NF's FQDN."""
@@ -177,9 +182,10 @@ class NetworkFunction(google.protobuf.message.Message):
         state: global___NetworkFunction.State.ValueType = ...,
         retire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         retirement_error: global___EnrolmentError | None = ...,
+        re_enrol_after_expiry: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "retire_time", b"retire_time", "retirement_error", b"retirement_error", "update_time", b"update_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_endpoint", b"agent_endpoint", "attestation", b"attestation", "certificate_profile", b"certificate_profile", "create_time", b"create_time", "day0_root", b"day0_root", "etag", b"etag", "fqdns", b"fqdns", "iak_delivery_mode", b"iak_delivery_mode", "name", b"name", "nf_instance_id", b"nf_instance_id", "nf_type", b"nf_type", "pin_transport_key_on_first_contact", b"pin_transport_key_on_first_contact", "pinned_transport_key_sha256", b"pinned_transport_key_sha256", "retire_time", b"retire_time", "retirement_error", b"retirement_error", "state", b"state", "tenant", b"tenant", "transport_key_sha256", b"transport_key_sha256", "update_time", b"update_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_endpoint", b"agent_endpoint", "attestation", b"attestation", "certificate_profile", b"certificate_profile", "create_time", b"create_time", "day0_root", b"day0_root", "etag", b"etag", "fqdns", b"fqdns", "iak_delivery_mode", b"iak_delivery_mode", "name", b"name", "nf_instance_id", b"nf_instance_id", "nf_type", b"nf_type", "pin_transport_key_on_first_contact", b"pin_transport_key_on_first_contact", "pinned_transport_key_sha256", b"pinned_transport_key_sha256", "re_enrol_after_expiry", b"re_enrol_after_expiry", "retire_time", b"retire_time", "retirement_error", b"retirement_error", "state", b"state", "tenant", b"tenant", "transport_key_sha256", b"transport_key_sha256", "update_time", b"update_time"]) -> None: ...
 
 global___NetworkFunction = NetworkFunction
 
