@@ -8,7 +8,7 @@ GRPCURL_VERSION := v1.9.3
 LAB ?= .lab
 export PATH := $(CURDIR)/.cache/bin:$(PATH)
 
-.PHONY: help setup packages demo example-nf test lint format bench chaos soak protos lock grpcurl clean
+.PHONY: help setup packages demo example-nf test lint format bench simulate chaos soak protos lock grpcurl clean
 
 help: ## Show this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -52,6 +52,14 @@ format: setup ## Format the sources
 bench: setup ## Measure in one run: CPU per certificate, handshakes, 100,000 NFs, whole enrolments, memory (docs/performance.md)
 	$(BIN)/python -m bench $(ARGS)
 
+simulate: $(VENV)/.simulate ## A year of 10,000 NFs under random outages on a virtual clock, drawn in .bench/year.png
+	$(BIN)/python -m bench.simulate $(ARGS)
+
+$(VENV)/.simulate: $(VENV)/.done bench/requirements.lock
+	@echo "· matplotlib into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r bench/requirements.lock
+	@touch $@
+
 chaos: setup ## The kill test alone, longer: processes get SIGKILL while NFs enrol
 	NFTRUST_CHAOS_NFS=$${NFTRUST_CHAOS_NFS:-50} $(BIN)/python -m pytest -q -m chaos $(ARGS)
 
@@ -73,6 +81,8 @@ lock: ## Pin the newest dependencies with hashes (and, for the NF agent alone, t
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q -U --extra dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 	  --no-emit-package nf-agent pyproject.toml -o requirements.lock
+	echo 'matplotlib>=3.9' | $(BIN)/uv pip compile -q -U --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  -c requirements.lock - -o bench/requirements.lock
 	$(BIN)/uv pip compile -q -U --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 	  packaging/nf-agent/pyproject.toml -o tests/slim/newest.lock
 	$(BIN)/uv pip compile -q -U --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \

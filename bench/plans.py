@@ -8,18 +8,20 @@ the database would run them is then asked of any database of the same schema.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.json_format import Parse
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, func, select
 
 import ca_ra.app
 import cmproxy.app
@@ -35,10 +37,12 @@ from nftrust.lab.configuration import CONFIG_FILE
 from nftrust.lab.layout import HOST, Lab
 from nftrust.rpc.channel import FileIdentity, open_channel
 from nftrust.storage.engine import Access, Database
+from nftrust.storage.tables import SHARED
 
 ENROLMENT_SECONDS = 60.0
 #: A database by role.
 Stores = Mapping[str, StoreConfig]
+_SCAN = re.compile(r"(?:^SCAN|Seq Scan on) (\w+)")
 #: The others have no plan: BEGIN, SAVEPOINT, COMMIT.
 _PLANNED = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 
@@ -178,6 +182,34 @@ def compare(statements: Sequence[Statement], few: Stores, many: Stores) -> list[
     found = []
     for role in few:
         own = [statement for statement in statements if statement.role == role]
-        for statement, small, large in zip(own, explain(few[role], own), explain(many[role], own), strict=True):
-            found.append(Plan(role=role, statement=statement.sql, few=small, many=large))
+        small, large = rows(few[role], role), rows(many[role], role)
+        growing = {table for table, count in large.items() if count > small[table]}
+        for statement, short, long in zip(own, explain(few[role], own), explain(many[role], own), strict=True):
+            scans = reads_all(statement.sql, (*short, *long), growing)
+            found.append(Plan(role=role, statement=statement.sql, few=short, many=long, scans=scans))
     return found
+
+
+def rows(config: StoreConfig, role: str) -> dict[str, int]:
+    """How many there are in each table."""
+    engine = Database.parse(config).engine(Access.READ)
+    tables = [*import_module(f"{role}.tables").METADATA.tables.values(), *SHARED.tables.values()]
+    try:
+        with engine.begin() as connection:
+            return {
+                table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables
+            }
+    finally:
+        engine.dispose()
+
+
+def reads_all(statement: str, plan: Sequence[str], growing: Collection[str]) -> bool:
+    """Whether one of the growing tables is read from end to end; the first rows by an index are not all.
+
+    Each step is as SQLite or PostgreSQL words it.
+    """
+    for step in plan:
+        found = _SCAN.search(step)
+        if found is not None and found[1] in growing and not ("LIMIT" in statement and "INDEX" in step):
+            return True
+    return False

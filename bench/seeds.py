@@ -2,8 +2,8 @@
 
 Every row of every table is copied so often, with identities, key hashes and
 sequence numbers of its own, times spread over the last month, and an audit
-chain that holds. No table or column is named here but those that are not the
-NFs': what an enrolment leaves behind tomorrow is copied too.
+chain that holds. No table is named here but those of the chain: what an
+enrolment leaves behind tomorrow is copied too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sqlalchemy import Connection, Dialect, Engine, Row, Table, func, select
 from nftrust.config import StoreConfig
 from nftrust.storage import audit_log
 from nftrust.storage.engine import Access, Database
-from nftrust.storage.tables import SHARED, audit_event, audit_head, meta
+from nftrust.storage.tables import SHARED, audit_event, audit_head
 from nftrust.storage.transaction import PendingEvent
 
-#: They belong to the role and not to its NFs.
-_OWN = {audit_event.name, audit_head.name, meta.name, "crl"}
+#: The audit chain is made anew, not copied.
+_CHAIN = {audit_event.name, audit_head.name}
 _CHUNK = 2500
 _SPREAD = timedelta(days=30)
 _HASH_BYTES = 32
@@ -45,7 +45,7 @@ def seed(config: StoreConfig, role: str, copies: int, fqdns: Sequence[str] = ())
     tables = [*import_module(f"{role}.tables").METADATA.sorted_tables, *SHARED.sorted_tables]
     try:
         with _undisturbed(engine) as connection:
-            inserts = [_Insert(connection, table, fqdns) for table in tables if table.name not in _OWN]
+            inserts = [_Insert(connection, table, fqdns) for table in tables if table.name not in _CHAIN]
             events = [_event(row, fqdns) for row in connection.execute(select(audit_event)).all()]
             for first in range(1, copies + 1, _CHUNK):
                 numbers = range(first, min(first + _CHUNK, copies + 1))
@@ -85,6 +85,9 @@ class _Insert:
             place = names.index("sequence")
             for row in self._rows:
                 row[place] = self._next
+        # What has no identity of its own belongs to the role and not to its NFs: a CRL, a CA.
+        keys = [place for place, column in enumerate(table.columns) if column.primary_key]
+        self._rows = [row for row in self._rows if any(row[place](1) != row[place](2) for place in keys)]
         quote = dialect.identifier_preparer.quote
         marks = ", ".join(["?" if dialect.paramstyle == "qmark" else "%s"] * len(names))
         self._statement = f"INSERT INTO {quote(table.name)} ({', '.join(map(quote, names))}) VALUES ({marks})"

@@ -17,6 +17,7 @@ from ca_ra.crl import CrlPublisher
 from ca_ra.custody import ROW_MAC_KEY, VAULT_KEK, Custody
 from ca_ra.issuance_store import SqlIssuanceStore
 from ca_ra.ocsp import OcspService
+from ca_ra.pace import RenewalPace
 from ca_ra.registration import Day0Root, Registrar, RegistrationPolicy
 from ca_ra.registration_store import SqlRegistrationStore
 from ca_ra.renewal import RenewalEngine
@@ -142,7 +143,7 @@ def _servers(
     registrar = Registrar(policy, authorities, custody, registrations, clock)
     failures = RateLimiter(rate=FAILED_PROOFS_PER_SECOND, burst=FAILED_PROOFS_BURST)
     renewals = SqlRenewalStore(store)
-    engine = RenewalEngine(authorities, policy.profiles, custody, issuance, renewals, clock, failures)
+    engine = RenewalEngine(authorities, policy.profiles, custody, issuance, renewals, clock, failures, _pace(config))
     management = RpcServer(
         config.management,
         [
@@ -190,6 +191,14 @@ def _servers(
         observe=metrics.call,
     )
     return [management, enrolment]
+
+
+def _pace(config: CaRaConfig) -> RenewalPace | None:
+    """This front's share of the renewals that there may be in an hour."""
+    most = config.registration.renewals_per_hour
+    if most is None:
+        return None
+    return RenewalPace(most / config.fronts)
 
 
 def _by_path(publisher: CrlPublisher, ocsp: OcspService) -> Handler:

@@ -54,6 +54,8 @@ class RegistrationConfig(Section, frozen=True, kw_only=True):
 
     #: A certificate that the NF has not confirmed by then is revoked (security rule 13).
     confirm_within_minutes: Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 60)] = 24 * 60.0
+    #: Certificates that are near their end not counted; none: as fast as it goes.
+    renewals_per_hour: Annotated[float, msgspec.Meta(gt=0)] | None = None
     iak_lifetime_minutes: Annotated[float, msgspec.Meta(gt=0, le=24 * 60)] = 60.0
     delivery_modes: tuple[DeliveryMode, ...] = ("wrapped",)
     #: ``host:port`` under which NFs reach the enrolment listener.

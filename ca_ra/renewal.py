@@ -18,6 +18,7 @@ from ca_ra.authority import Authorities, Authority, CaState
 from ca_ra.custody import Custody
 from ca_ra.enrolment import EnrolmentEngine, FailureBudget
 from ca_ra.model import EnrolmentStore, Issuance, IssuedCertificate, Registration
+from ca_ra.pace import RenewalPace
 from nftrust import jose
 from nftrust.clock import GuardedClock
 from nftrust.errors import NftrustError, Reason
@@ -77,9 +78,11 @@ class RenewalEngine(EnrolmentEngine):
         renewals: RenewalStore,
         clock: GuardedClock,
         failures: FailureBudget,
+        pace: RenewalPace | None = None,
     ) -> None:
         super().__init__(authorities, profiles, custody, store, clock, failures)
         self._renewals = renewals
+        self._pace = pace
 
     async def renew(self, proof: str, source: str) -> str:
         """The signed response to a renewal that the certificate's own key proves.
@@ -125,10 +128,13 @@ class RenewalEngine(EnrolmentEngine):
         successor = await self._renewals.admit(old, spki_sha256(key))  # R7: one successor
         if successor is not None:
             return await self._response(signer, request_sha256, registration, successor)
-        issued = await self._issue(self._authorities.active, registration, key, now)  # R8: as for an IAK
+        if self._pace is not None:  # R8: not all at once
+            left, validity = old.not_after - now, old.not_after - old.not_before
+            self._pace.admit(left.total_seconds(), validity.total_seconds())
+        issued = await self._issue(self._authorities.active, registration, key, now)  # R9: as for an IAK
         fresh = replace(issued, predecessor=old.serial)
         response = await self._response(signer, request_sha256, registration, fresh)
-        recorded = await self._renewals.record_renewal(  # R9: issued means committed
+        recorded = await self._renewals.record_renewal(  # R10: issued means committed
             Issuance(
                 certificate=fresh,
                 request_id=request.request_id,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ca_ra.pace import LEAST_BURST
 from nftrust import jose
 from nftrust.api.audit.v1 import audit_service_pb2 as audit_pb
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
+from nftrust.api.ca_ra.v1 import enrolment_service_pb2 as pb_enrolment
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.errors import Reason
 from nftrust.lab.layout import TENANT
@@ -302,3 +305,19 @@ def test_the_audit_log_tells_of_a_renewal_and_of_the_alarm(running_lab: RunningL
             break
     assert "certificate.renew" in seen
     assert "endentity.suspend" in seen
+
+
+def test_more_renewals_than_there_may_be_in_an_hour_are_told_when_to_come_again(
+    running_lab: RunningLab, tmp_path: Path
+) -> None:
+    with running_lab.second_ca(tmp_path, renewals_per_hour=1.0) as second:
+        holder = Holder.enrolled(second, second.register(running_lab.soft_nf()))
+        for _ in range(int(LEAST_BURST)):
+            last, holder = holder, holder.succeeded()
+        request = pb_enrolment.RenewCertificateRequest(proof=holder.proof(new_key()))
+        with refused(Reason.RATE_LIMITED) as seen:
+            second.oam.enrolments.RenewCertificate(request, timeout=CALL_SECONDS)
+        assert seen.remote.retry_after is not None
+        assert 0 < seen.remote.retry_after <= 3600
+        # What was issued is given again, whatever the pace.
+        assert last.renewed(holder.key) == holder.certificate
