@@ -28,7 +28,7 @@ from nftrust.x509.path import der
 from tests.hooks_kit import PATIENCE_SECONDS, operator_ca
 from tests.pki import DAY, make_ca, service_leaf
 from tests.unit.support import NF_ID
-from tests.unit.test_acceptance import EXPECTED
+from tests.unit.test_acceptance import EXPECTED, info, signed
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -62,7 +62,7 @@ def agent_with_certificate(directory: Path) -> Iterator[tuple[NfAgent, Path]]:
     service_leaf(services, "day0").write(directory, "day0")
     leaf = operator_ca().issue(lifetime=LIFETIME)
     chain = tuple(der(each).hex() for each in (leaf.certificate, operator_ca().certificate, operator_ca().certificate))
-    attempt = replace(new_attempt("info", "registrations/1", None), chain=chain, key_label="nf-1")
+    attempt = replace(new_attempt(signed(info()), "registrations/1", None), chain=chain, key_label="nf-1")
     state = AgentState(nf_instance_id=NF_ID, instantiate_time=0.0, phase="confirmed", attempt=attempt, current=attempt)
     states = StateStore(directory, state)
     states.save(state)
