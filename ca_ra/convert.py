@@ -51,6 +51,7 @@ def registration_request(message: pb.RegisterEndEntityRequest) -> RegistrationRe
         day0_root=message.day0_root,
         request_id=message.request_id,
         allow_re_enrolment=message.allow_re_enrolment,
+        replaces_instance=message.replaces_instance,
         request_sha256=jose.sha256(message.SerializeToString(deterministic=True)),
     )
 

@@ -26,6 +26,7 @@ from ca_ra.rows import (
     key_owners,
     registration_of,
     revoke,
+    revoke_all,
     suspend,
     why_closed,
 )
@@ -234,6 +235,8 @@ class SqlIssuanceStore:
             )
             tx.execute(update(certificate).where(certificate.c.serial == confirmed.serial).values(confirm_time=tx.now))
             tx.audit(actor=f"urn:uuid:{confirmed.nf_instance_id}", action="certificate.confirm", subject=confirmed.name)
+            if known.replaces_instance:
+                revoke_all(tx, confirmed.nf_instance_id, RevocationReason.SUPERSEDED, ACTOR, but=confirmed.serial)
             return response
 
         return await self._store.write(work)

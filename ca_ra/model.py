@@ -47,6 +47,8 @@ class Registration:
     issue_time: datetime | None = None
     confirm_time: datetime | None = None
     revoke_time: datetime | None = None
+    #: The NF goes on with another token: at the confirmation its other certificates are revoked.
+    replaces_instance: bool = False
 
     @property
     def name(self) -> str:
@@ -70,6 +72,7 @@ class Registration:
                 int(self.create_time.timestamp()),
                 int(self.expire_time.timestamp()),
                 self.iak_blob,
+                *([True] if self.replaces_instance else []),  # older rows were sealed without it
             ]
         )
 

@@ -45,8 +45,15 @@ class RegistrationRequest:
     day0_root: str
     request_id: str
     allow_re_enrolment: bool
+    #: The NF goes on with another token: what it got with the old one ends.
+    replaces_instance: bool
     #: SHA-256 of the request in deterministic encoding.
     request_sha256: bytes
+
+    @property
+    def re_enrols(self) -> bool:
+        """Whether an NF that holds a certificate may have a further one."""
+        return self.allow_re_enrolment or self.replaces_instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +172,11 @@ class Registrar:
                 expire_time=now + self._policy.iak_lifetime,
                 iak_blob=minted.vault_blob,
                 row_mac=b"",
+                replaces_instance=request.replaces_instance,
             )
         )
         authority = self._authorities.active
-        payload = self._enrolment_info(
-            authority, registration, minted.delivery if wrapped else b"", request.allow_re_enrolment
-        )
+        payload = self._enrolment_info(authority, registration, minted.delivery if wrapped else b"", request.re_enrols)
         info = await self._custody.sign_message(authority, payload, typ=ENROLMENT_INFO_TYP)
         stored = await self._store.add_registration(
             NewRegistration(
@@ -180,7 +186,7 @@ class Registrar:
                 request_sha256=request.request_sha256,
                 statement_nonce=statement.nonce,
                 shared_fqdns=profile.shared_fqdns,
-                allow_re_enrolment=request.allow_re_enrolment,
+                allow_re_enrolment=request.re_enrols,
                 enrolment_info=info,
             )
         )

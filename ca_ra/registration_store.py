@@ -81,6 +81,7 @@ class SqlRegistrationStore:
                 expire_time=row.expire_time,
                 iak_blob=row.iak_blob,
                 row_mac=row.row_mac,
+                replaces_instance=row.replaces_instance,
                 live=1,
             )
         )

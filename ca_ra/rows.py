@@ -51,6 +51,7 @@ def registration_of(row: Row[Any]) -> Registration:
         issue_time=row.issue_time,
         confirm_time=row.confirm_time,
         revoke_time=row.revoke_time,
+        replaces_instance=bool(row.replaces_instance),
     )
 
 
@@ -140,11 +141,13 @@ def revoke(tx: Transaction, known: IssuedCertificate, reason: RevocationReason, 
     return Revocation(tx.now, reason)
 
 
-def revoke_all(tx: Transaction, nf_instance_id: str, reason: RevocationReason, actor: str) -> list[str]:
-    """Revoke the NF's certificates that are still good, whether confirmed or not; their names."""
+def revoke_all(
+    tx: Transaction, nf_instance_id: str, reason: RevocationReason, actor: str, *, but: str = ""
+) -> list[str]:
+    """Revoke the NF's certificates that are still good, whether confirmed or not, but for one serial; their names."""
     good = select(certificate).where(certificate.c.nf_instance_id == nf_instance_id, certificate.c.not_after > tx.now)
     found = [certificate_of(row) for row in tx.execute(good.order_by(certificate.c.sequence)).all()]
-    due = [each for each in found if not is_revoked(tx, each.serial)]
+    due = [each for each in found if each.serial != but and not is_revoked(tx, each.serial)]
     for each in due:
         revoke(tx, each, reason, actor)
     return [each.name for each in due]

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    false,
+    text,
+)
 
 from nftrust.storage.tables import UtcMicros, new_metadata
 
@@ -63,6 +76,7 @@ registration = Table(
     Column("expire_time", UtcMicros, nullable=False),
     Column("iak_blob", LargeBinary),
     Column("row_mac", LargeBinary, nullable=False),
+    Column("replaces_instance", Boolean, nullable=False, server_default=false()),
     Column("certificate_serial", String(40)),
     Column("issue_time", UtcMicros),
     Column("confirm_time", UtcMicros),

@@ -137,6 +137,8 @@ class Enrolment:
     #: The working state to go on with after WAITING.
     working: State
     allow_re_enrolment: bool
+    #: OAM lets the NF instance go on with another token, this once.
+    replaces_instance: bool = False
     attempt: int = 0
     #: RegisterEndEntity as it was sent the first time, persisted before; replayed byte for byte.
     intent: bytes | None = None

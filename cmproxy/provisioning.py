@@ -67,6 +67,15 @@ class ProvisioningStore(Protocol):
         """``begin`` makes the enrolment of the NF, or refuses; ``owner``, if any, has it leased from the start."""
         ...
 
+    async def reinstantiate(
+        self,
+        enrolment: Enrolment,
+        transport_key_sha256: bytes | None,
+        actor: str,
+        request_id: str | None,
+        request_sha256: bytes,
+    ) -> Enrolment: ...
+
     async def find_enrolment(self, enrolment_id: str) -> Enrolment | None: ...
 
     async def cancel_enrolment(self, enrolment_id: str, actor: str) -> Enrolment: ...
@@ -115,6 +124,38 @@ class Provisioner:
         nf = await self.get(nf_instance_id, scope)
         scope.require(tenant=nf.tenant, nf_type=nf.nf_type, fqdns=nf.fqdns)
         return await self._store.retire_network_function(nf.nf_instance_id, actor)
+
+    async def reinstantiate(
+        self,
+        nf_instance_id: str,
+        transport_key_sha256: bytes | None,
+        actor: str,
+        scope: Scope,
+        request_id: str,
+        sha256: bytes,
+    ) -> Enrolment:
+        """The NF instance may come back with another token, once."""
+        nf = await self.get(nf_instance_id, scope)
+        scope.require(tenant=nf.tenant, nf_type=nf.nf_type, fqdns=nf.fqdns)
+        if transport_key_sha256 is not None and len(transport_key_sha256) != 32:
+            raise invalid_field("transport_key_sha256", "32 bytes, or none")
+        if nf.profile in self._policy.foreign_profiles:
+            raise invalid_field("name", "of an NF of our own CA/RA: a foreign one is not asked to revoke")
+        key = parse_uuid(request_id, "request_id") if request_id else None
+        now = self._clock.now()
+        enrolment = Enrolment(
+            id=str(uuid.uuid4()),
+            nf_instance_id=nf.nf_instance_id,
+            tenant=nf.tenant,
+            state=State.ATTESTING,
+            working=State.ATTESTING,
+            allow_re_enrolment=True,
+            replaces_instance=True,
+            create_time=now,
+            update_time=now,
+            next_time=now,
+        )
+        return await self._store.reinstantiate(enrolment, transport_key_sha256, actor, key, sha256)
 
     async def start(
         self,

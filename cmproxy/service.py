@@ -146,6 +146,21 @@ class ProvisioningServicer(ProvisioningServiceServicer):
             self._driver.drive(started.claimed)
         return convert.enrolment_message(started.enrolment)
 
+    async def ReinstantiateNetworkFunction(
+        self, request: pb.ReinstantiateNetworkFunctionRequest, context: Context
+    ) -> pb.Enrolment:
+        peer = current_peer()
+        started = await self._provisioner.reinstantiate(
+            convert.nf_name(request.name),
+            request.transport_key_sha256 or None,
+            peer.uri,
+            peer.scope,
+            request.request_id,
+            request_hash(request),
+        )
+        self._driver.wake()
+        return convert.enrolment_message(started)
+
     async def GetEnrolment(self, request: pb.GetEnrolmentRequest, context: Context) -> pb.Enrolment:
         return convert.enrolment_message(await self._find(request.name))
 

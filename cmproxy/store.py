@@ -168,19 +168,50 @@ class SqlProxyStore:
                 raise NftrustError(Reason.ENROLMENT_ACTIVE)
             if owner:
                 new = replace(new, epoch=1, next_time=tx.now + self._lease)
-            sequence = tx.execute(_NEXT_SEQUENCE).scalar_one()
-            tx.execute(_INSERT, enrolment_values(new) | {"sequence": sequence, "owner": owner})
+            _start(tx, new, owner, actor)
             if request_id is not None:
                 remember(tx, scope, request_id, request_sha256, new.id.encode())
-            tx.audit(
-                actor=actor,
-                action="enrolment.start",
-                subject=new.name,
-                detail={"allow_re_enrolment": new.allow_re_enrolment},
-            )
             return Started(new, Claimed(new, nf) if owner else None)
 
         return await self._store.write(work)
+
+    async def reinstantiate(
+        self,
+        new: Enrolment,
+        transport_key_sha256: bytes | None,
+        actor: str,
+        request_id: str | None,
+        request_sha256: bytes,
+    ) -> Enrolment:
+        """Expect another transport key, or pin the next, and start; in place of an enrolment that is under way.
+
+        Raises NftrustError(NF_NOT_FOUND, NF_RETIRED, REQUEST_ID_REUSED).
+        """
+
+        def work(tx: Transaction) -> tuple[Enrolment, Enrolment | None]:
+            scope = f"reinstantiate:{actor}"
+            if request_id is not None:
+                stored = recall(tx, scope, request_id, request_sha256)
+                known = None if stored is None else find_enrolment(tx, stored.decode())
+                if known is not None:
+                    return known, None
+            nf = find_network_function(tx, new.nf_instance_id)
+            if nf is None:
+                raise NftrustError(Reason.NF_NOT_FOUND)
+            if nf.service is not ServiceState.IN_SERVICE:
+                raise NftrustError(Reason.NF_RETIRED)
+            active = _active(tx, nf.nf_instance_id)
+            cancelled = None if active is None else _cancel(tx, active, actor)
+            _expect_key(tx, nf, transport_key_sha256, actor)
+            _start(tx, new, "", actor)
+            if request_id is not None:
+                remember(tx, scope, request_id, request_sha256, new.id.encode())
+            return new, cancelled
+
+        started, cancelled = await self._store.write(work)
+        if cancelled is not None:
+            self._changes.publish(cancelled)
+        return started
 
     async def find_enrolment(self, enrolment_id: str) -> Enrolment | None:
         return await self._store.read(lambda c: find_enrolment(c, enrolment_id))
@@ -220,6 +251,36 @@ class SqlProxyStore:
         cancelled = await self._store.write(lambda tx: _cancel(tx, enrolment_id, actor))
         self._changes.publish(cancelled)
         return cancelled
+
+
+def _start(tx: Transaction, new: Enrolment, owner: str, actor: str) -> None:
+    sequence = tx.execute(_NEXT_SEQUENCE).scalar_one()
+    tx.execute(_INSERT, enrolment_values(new) | {"sequence": sequence, "owner": owner})
+    detail = {"allow_re_enrolment": new.allow_re_enrolment, "replaces_instance": new.replaces_instance}
+    tx.audit(actor=actor, action="enrolment.start", subject=new.name, detail=detail)
+
+
+def _expect_key(tx: Transaction, nf: NetworkFunction, transport_key_sha256: bytes | None, actor: str) -> None:
+    """OAM has spoken: this key, or the one that is seen first, in place of the one of before (security rule 2)."""
+    changed = replace(
+        nf,
+        transport_key_sha256=transport_key_sha256,
+        pinned_sha256=None,
+        pin_on_first_contact=nf.pin_on_first_contact or transport_key_sha256 is None,
+        version=nf.version + 1,
+        update_time=tx.now,
+    )
+    tx.execute(
+        update(network_function)
+        .where(network_function.c.nf_instance_id == nf.nf_instance_id)
+        .values(network_function_values(changed))
+    )
+    before = nf.expected_transport_key
+    detail = {
+        "before": "" if before is None else before.hex(),
+        "transport_key_sha256": "" if transport_key_sha256 is None else transport_key_sha256.hex(),
+    }
+    tx.audit(actor=actor, action="networkfunction.reinstantiate", subject=nf.name, detail=detail)
 
 
 def _cancel(tx: Transaction, enrolment_id: str, actor: str) -> Enrolment:

@@ -83,6 +83,7 @@ enrolment = Table(
     Column("state", String(16), nullable=False),
     Column("working", String(16), nullable=False),
     Column("allow_re_enrolment", Boolean, nullable=False),
+    Column("replaces_instance", Boolean, nullable=False, server_default=false()),
     Column("attempt", Integer, nullable=False),
     Column("intent", LargeBinary),
     Column("credential", LargeBinary),

@@ -74,6 +74,7 @@ class GrpcCaRaPort:
             day0_root=nf.day0_root,
             request_id=enrolment.id,
             allow_re_enrolment=enrolment.allow_re_enrolment,
+            replaces_instance=enrolment.replaces_instance,
         )
         return request.SerializeToString(deterministic=True)
 

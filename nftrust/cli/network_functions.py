@@ -72,10 +72,7 @@ def _apply(message: pb.NetworkFunction, options: dict[str, object]) -> None:
         del message.fqdns[:]
         message.fqdns.extend(fqdns)
     if options["transport_key"]:
-        try:
-            message.transport_key_sha256 = bytes.fromhex(str(options["transport_key"]).replace(":", ""))
-        except ValueError:
-            raise invalid_field("--transport-key", "not hexadecimal") from None
+        message.transport_key_sha256 = _fingerprint(str(options["transport_key"]))
     if options["pin_on_first_contact"]:
         message.pin_transport_key_on_first_contact = True
     if options["require_attestation"]:
@@ -114,6 +111,42 @@ def show(config: str, nf_reference: str, output: str) -> None:
     with Session.open(Path(config)) as session:
         found = resolve(session, nf_reference)
     _show(found, output)
+
+
+@nf.command("reinstantiate")
+@click.argument("nf_reference", metavar="NF")
+@click.option("--transport-key", help="SHA-256 of the new token's, in hexadecimal, as `nf-agent init` prints it.")
+@click.option("--pin-on-first-contact", is_flag=True, help="Accept the transport key seen first.")
+@click.option("--watch", is_flag=True, help="Show the steps as they happen; exit status 3 unless it succeeds.")
+@OUTPUT
+@click.pass_obj
+def reinstantiate(
+    config: str, nf_reference: str, transport_key: str | None, pin_on_first_contact: bool, watch: bool, output: str
+) -> int:
+    """Let an NF instance go on with another token, once; its old certificates are revoked when it has the new one."""
+    if bool(transport_key) == pin_on_first_contact:
+        raise click.UsageError("one of --transport-key and --pin-on-first-contact")
+    with Session.open(Path(config)) as session:
+        request = pb.ReinstantiateNetworkFunctionRequest(
+            name=resolve(session, nf_reference).name,
+            transport_key_sha256=_fingerprint(transport_key) if transport_key else b"",
+            request_id=str(uuid.uuid4()),
+        )
+        started = session.provisioning().ReinstantiateNetworkFunction(request, timeout=session.timeout)
+        if watch:
+            started = follow(session, started.name, quiet=output == "json")
+    if output == "json":
+        emit_json(as_dict(started))
+    elif not watch:
+        click.echo(started.name)
+    return EXIT_NOT_ENROLLED if watch and started.state not in DONE else 0
+
+
+def _fingerprint(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text.replace(":", ""))
+    except ValueError:
+        raise invalid_field("--transport-key", "not hexadecimal") from None
 
 
 @nf.command("delete")

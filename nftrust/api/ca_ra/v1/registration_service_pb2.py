@@ -16,7 +16,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/nftrust/api/ca_ra/v1/registration_service.proto\x12\x14nftrust.api.ca_ra.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x04\n\x0cRegistration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32(.nftrust.api.ca_ra.v1.Registration.State\x12\x16\n\x0enf_instance_id\x18\x03 \x01(\t\x12\x0f\n\x07nf_type\x18\x04 \x01(\t\x12\r\n\x05\x66qdns\x18\x05 \x03(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_profile\x18\x07 \x01(\t\x12@\n\x11iak_delivery_mode\x18\x08 \x01(\x0e\x32%.nftrust.api.ca_ra.v1.IakDeliveryMode\x12\x1c\n\x14transport_key_sha256\x18\t \x01(\x0c\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63\x65rtificate\x18\x0c \x01(\t\x12.\n\nissue_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onfirm_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04OPEN\x10\x01\x12\n\n\x06ISSUED\x10\x02\x12\r\n\tCONFIRMED\x10\x03\x12\x0b\n\x07REVOKED\x10\x04\x12\x0b\n\x07\x45XPIRED\x10\x05\"\xe0\x02\n\x18RegisterEndEntityRequest\x12\x1b\n\x0enf_instance_id\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x14\n\x07nf_type\x18\x02 \x01(\tB\x03\xe0\x41\x02\x12\x12\n\x05\x66qdns\x18\x03 \x03(\tB\x03\xe0\x41\x02\x12\x13\n\x06tenant\x18\x04 \x01(\tB\x03\xe0\x41\x02\x12 \n\x13\x63\x65rtificate_profile\x18\x05 \x01(\tB\x03\xe0\x41\x02\x12\x45\n\x11iak_delivery_mode\x18\x06 \x01(\x0e\x32%.nftrust.api.ca_ra.v1.IakDeliveryModeB\x03\xe0\x41\x02\x12\x19\n\x0cnf_statement\x18\x07 \x01(\tB\x03\xe0\x41\x02\x12\x17\n\nday0_chain\x18\x08 \x03(\x0c\x42\x03\xe0\x41\x02\x12\x16\n\tday0_root\x18\t \x01(\tB\x03\xe0\x41\x02\x12\x17\n\nrequest_id\x18\n \x01(\tB\x03\xe0\x41\x02\x12\x1a\n\x12\x61llow_re_enrolment\x18\x0b \x01(\x08\"z\n\x19RegisterEndEntityResponse\x12\x38\n\x0cregistration\x18\x01 \x01(\x0b\x32\".nftrust.api.ca_ra.v1.Registration\x12\x16\n\x0e\x65nrolment_info\x18\x02 \x01(\t\x12\x0b\n\x03iak\x18\x03 \x01(\x0c\"+\n\x16GetRegistrationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"Y\n\x18ListRegistrationsRequest\x12\x16\n\x0enf_instance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x19ListRegistrationsResponse\x12\x39\n\rregistrations\x18\x01 \x03(\x0b\x32\".nftrust.api.ca_ra.v1.Registration\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x19RevokeRegistrationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x19ReinstateEndEntityRequest\x12\x1b\n\x0enf_instance_id\x18\x01 \x01(\tB\x03\xe0\x41\x02\"\x1c\n\x1aReinstateEndEntityResponse\"`\n\x16RetireEndEntityRequest\x12\x1b\n\x0enf_instance_id\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x06tenant\x18\x02 \x01(\tB\x03\xe0\x41\x02\x12\x14\n\x07nf_type\x18\x03 \x01(\tB\x03\xe0\x41\x02\"J\n\x17RetireEndEntityResponse\x12/\n\x0bretire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*s\n\x0fIakDeliveryMode\x12!\n\x1dIAK_DELIVERY_MODE_UNSPECIFIED\x10\x00\x12\x1d\n\x19IAK_DELIVERY_MODE_WRAPPED\x10\x01\x12\x1e\n\x1aIAK_DELIVERY_MODE_TLS_ONLY\x10\x02\x32\xba\x05\n\x13RegistrationService\x12t\n\x11RegisterEndEntity\x12..nftrust.api.ca_ra.v1.RegisterEndEntityRequest\x1a/.nftrust.api.ca_ra.v1.RegisterEndEntityResponse\x12\x63\n\x0fGetRegistration\x12,.nftrust.api.ca_ra.v1.GetRegistrationRequest\x1a\".nftrust.api.ca_ra.v1.Registration\x12t\n\x11ListRegistrations\x12..nftrust.api.ca_ra.v1.ListRegistrationsRequest\x1a/.nftrust.api.ca_ra.v1.ListRegistrationsResponse\x12i\n\x12RevokeRegistration\x12/.nftrust.api.ca_ra.v1.RevokeRegistrationRequest\x1a\".nftrust.api.ca_ra.v1.Registration\x12w\n\x12ReinstateEndEntity\x12/.nftrust.api.ca_ra.v1.ReinstateEndEntityRequest\x1a\x30.nftrust.api.ca_ra.v1.ReinstateEndEntityResponse\x12n\n\x0fRetireEndEntity\x12,.nftrust.api.ca_ra.v1.RetireEndEntityRequest\x1a-.nftrust.api.ca_ra.v1.RetireEndEntityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/nftrust/api/ca_ra/v1/registration_service.proto\x12\x14nftrust.api.ca_ra.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x04\n\x0cRegistration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32(.nftrust.api.ca_ra.v1.Registration.State\x12\x16\n\x0enf_instance_id\x18\x03 \x01(\t\x12\x0f\n\x07nf_type\x18\x04 \x01(\t\x12\r\n\x05\x66qdns\x18\x05 \x03(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_profile\x18\x07 \x01(\t\x12@\n\x11iak_delivery_mode\x18\x08 \x01(\x0e\x32%.nftrust.api.ca_ra.v1.IakDeliveryMode\x12\x1c\n\x14transport_key_sha256\x18\t \x01(\x0c\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63\x65rtificate\x18\x0c \x01(\t\x12.\n\nissue_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63onfirm_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04OPEN\x10\x01\x12\n\n\x06ISSUED\x10\x02\x12\r\n\tCONFIRMED\x10\x03\x12\x0b\n\x07REVOKED\x10\x04\x12\x0b\n\x07\x45XPIRED\x10\x05\"\xfb\x02\n\x18RegisterEndEntityRequest\x12\x1b\n\x0enf_instance_id\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x14\n\x07nf_type\x18\x02 \x01(\tB\x03\xe0\x41\x02\x12\x12\n\x05\x66qdns\x18\x03 \x03(\tB\x03\xe0\x41\x02\x12\x13\n\x06tenant\x18\x04 \x01(\tB\x03\xe0\x41\x02\x12 \n\x13\x63\x65rtificate_profile\x18\x05 \x01(\tB\x03\xe0\x41\x02\x12\x45\n\x11iak_delivery_mode\x18\x06 \x01(\x0e\x32%.nftrust.api.ca_ra.v1.IakDeliveryModeB\x03\xe0\x41\x02\x12\x19\n\x0cnf_statement\x18\x07 \x01(\tB\x03\xe0\x41\x02\x12\x17\n\nday0_chain\x18\x08 \x03(\x0c\x42\x03\xe0\x41\x02\x12\x16\n\tday0_root\x18\t \x01(\tB\x03\xe0\x41\x02\x12\x17\n\nrequest_id\x18\n \x01(\tB\x03\xe0\x41\x02\x12\x1a\n\x12\x61llow_re_enrolment\x18\x0b \x01(\x08\x12\x19\n\x11replaces_instance\x18\x0c \x01(\x08\"z\n\x19RegisterEndEntityResponse\x12\x38\n\x0cregistration\x18\x01 \x01(\x0b\x32\".nftrust.api.ca_ra.v1.Registration\x12\x16\n\x0e\x65nrolment_info\x18\x02 \x01(\t\x12\x0b\n\x03iak\x18\x03 \x01(\x0c\"+\n\x16GetRegistrationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"Y\n\x18ListRegistrationsRequest\x12\x16\n\x0enf_instance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x19ListRegistrationsResponse\x12\x39\n\rregistrations\x18\x01 \x03(\x0b\x32\".nftrust.api.ca_ra.v1.Registration\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x19RevokeRegistrationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x19ReinstateEndEntityRequest\x12\x1b\n\x0enf_instance_id\x18\x01 \x01(\tB\x03\xe0\x41\x02\"\x1c\n\x1aReinstateEndEntityResponse\"`\n\x16RetireEndEntityRequest\x12\x1b\n\x0enf_instance_id\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x13\n\x06tenant\x18\x02 \x01(\tB\x03\xe0\x41\x02\x12\x14\n\x07nf_type\x18\x03 \x01(\tB\x03\xe0\x41\x02\"J\n\x17RetireEndEntityResponse\x12/\n\x0bretire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*s\n\x0fIakDeliveryMode\x12!\n\x1dIAK_DELIVERY_MODE_UNSPECIFIED\x10\x00\x12\x1d\n\x19IAK_DELIVERY_MODE_WRAPPED\x10\x01\x12\x1e\n\x1aIAK_DELIVERY_MODE_TLS_ONLY\x10\x02\x32\xba\x05\n\x13RegistrationService\x12t\n\x11RegisterEndEntity\x12..nftrust.api.ca_ra.v1.RegisterEndEntityRequest\x1a/.nftrust.api.ca_ra.v1.RegisterEndEntityResponse\x12\x63\n\x0fGetRegistration\x12,.nftrust.api.ca_ra.v1.GetRegistrationRequest\x1a\".nftrust.api.ca_ra.v1.Registration\x12t\n\x11ListRegistrations\x12..nftrust.api.ca_ra.v1.ListRegistrationsRequest\x1a/.nftrust.api.ca_ra.v1.ListRegistrationsResponse\x12i\n\x12RevokeRegistration\x12/.nftrust.api.ca_ra.v1.RevokeRegistrationRequest\x1a\".nftrust.api.ca_ra.v1.Registration\x12w\n\x12ReinstateEndEntity\x12/.nftrust.api.ca_ra.v1.ReinstateEndEntityRequest\x1a\x30.nftrust.api.ca_ra.v1.ReinstateEndEntityResponse\x12n\n\x0fRetireEndEntity\x12,.nftrust.api.ca_ra.v1.RetireEndEntityRequest\x1a-.nftrust.api.ca_ra.v1.RetireEndEntityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,32 +55,32 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_RETIREENDENTITYREQUEST'].fields_by_name['tenant']._serialized_options = b'\340A\002'
   _globals['_RETIREENDENTITYREQUEST'].fields_by_name['nf_type']._options = None
   _globals['_RETIREENDENTITYREQUEST'].fields_by_name['nf_type']._serialized_options = b'\340A\002'
-  _globals['_IAKDELIVERYMODE']._serialized_start=1774
-  _globals['_IAKDELIVERYMODE']._serialized_end=1889
+  _globals['_IAKDELIVERYMODE']._serialized_start=1801
+  _globals['_IAKDELIVERYMODE']._serialized_end=1916
   _globals['_REGISTRATION']._serialized_start=140
   _globals['_REGISTRATION']._serialized_end=734
   _globals['_REGISTRATION_STATE']._serialized_start=641
   _globals['_REGISTRATION_STATE']._serialized_end=734
   _globals['_REGISTERENDENTITYREQUEST']._serialized_start=737
-  _globals['_REGISTERENDENTITYREQUEST']._serialized_end=1089
-  _globals['_REGISTERENDENTITYRESPONSE']._serialized_start=1091
-  _globals['_REGISTERENDENTITYRESPONSE']._serialized_end=1213
-  _globals['_GETREGISTRATIONREQUEST']._serialized_start=1215
-  _globals['_GETREGISTRATIONREQUEST']._serialized_end=1258
-  _globals['_LISTREGISTRATIONSREQUEST']._serialized_start=1260
-  _globals['_LISTREGISTRATIONSREQUEST']._serialized_end=1349
-  _globals['_LISTREGISTRATIONSRESPONSE']._serialized_start=1351
-  _globals['_LISTREGISTRATIONSRESPONSE']._serialized_end=1462
-  _globals['_REVOKEREGISTRATIONREQUEST']._serialized_start=1464
-  _globals['_REVOKEREGISTRATIONREQUEST']._serialized_end=1510
-  _globals['_REINSTATEENDENTITYREQUEST']._serialized_start=1512
-  _globals['_REINSTATEENDENTITYREQUEST']._serialized_end=1568
-  _globals['_REINSTATEENDENTITYRESPONSE']._serialized_start=1570
-  _globals['_REINSTATEENDENTITYRESPONSE']._serialized_end=1598
-  _globals['_RETIREENDENTITYREQUEST']._serialized_start=1600
-  _globals['_RETIREENDENTITYREQUEST']._serialized_end=1696
-  _globals['_RETIREENDENTITYRESPONSE']._serialized_start=1698
-  _globals['_RETIREENDENTITYRESPONSE']._serialized_end=1772
-  _globals['_REGISTRATIONSERVICE']._serialized_start=1892
-  _globals['_REGISTRATIONSERVICE']._serialized_end=2590
+  _globals['_REGISTERENDENTITYREQUEST']._serialized_end=1116
+  _globals['_REGISTERENDENTITYRESPONSE']._serialized_start=1118
+  _globals['_REGISTERENDENTITYRESPONSE']._serialized_end=1240
+  _globals['_GETREGISTRATIONREQUEST']._serialized_start=1242
+  _globals['_GETREGISTRATIONREQUEST']._serialized_end=1285
+  _globals['_LISTREGISTRATIONSREQUEST']._serialized_start=1287
+  _globals['_LISTREGISTRATIONSREQUEST']._serialized_end=1376
+  _globals['_LISTREGISTRATIONSRESPONSE']._serialized_start=1378
+  _globals['_LISTREGISTRATIONSRESPONSE']._serialized_end=1489
+  _globals['_REVOKEREGISTRATIONREQUEST']._serialized_start=1491
+  _globals['_REVOKEREGISTRATIONREQUEST']._serialized_end=1537
+  _globals['_REINSTATEENDENTITYREQUEST']._serialized_start=1539
+  _globals['_REINSTATEENDENTITYREQUEST']._serialized_end=1595
+  _globals['_REINSTATEENDENTITYRESPONSE']._serialized_start=1597
+  _globals['_REINSTATEENDENTITYRESPONSE']._serialized_end=1625
+  _globals['_RETIREENDENTITYREQUEST']._serialized_start=1627
+  _globals['_RETIREENDENTITYREQUEST']._serialized_end=1723
+  _globals['_RETIREENDENTITYRESPONSE']._serialized_start=1725
+  _globals['_RETIREENDENTITYRESPONSE']._serialized_end=1799
+  _globals['_REGISTRATIONSERVICE']._serialized_start=1919
+  _globals['_REGISTRATIONSERVICE']._serialized_end=2617
 # @@protoc_insertion_point(module_scope)

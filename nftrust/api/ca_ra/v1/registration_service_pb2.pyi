@@ -147,6 +147,7 @@ class RegisterEndEntityRequest(google.protobuf.message.Message):
     DAY0_ROOT_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ALLOW_RE_ENROLMENT_FIELD_NUMBER: builtins.int
+    REPLACES_INSTANCE_FIELD_NUMBER: builtins.int
     nf_instance_id: builtins.str
     nf_type: builtins.str
     tenant: builtins.str
@@ -162,6 +163,10 @@ class RegisterEndEntityRequest(google.protobuf.message.Message):
     """UUID."""
     allow_re_enrolment: builtins.bool
     """OAM has allowed a further certificate for an NF that has a confirmed one."""
+    replaces_instance: builtins.bool
+    """OAM has allowed that the NF instance goes on with another token: once its
+    new certificate is confirmed, those of before are revoked (superseded).
+    """
     @property
     def fqdns(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -182,8 +187,9 @@ class RegisterEndEntityRequest(google.protobuf.message.Message):
         day0_root: builtins.str = ...,
         request_id: builtins.str = ...,
         allow_re_enrolment: builtins.bool = ...,
+        replaces_instance: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["allow_re_enrolment", b"allow_re_enrolment", "certificate_profile", b"certificate_profile", "day0_chain", b"day0_chain", "day0_root", b"day0_root", "fqdns", b"fqdns", "iak_delivery_mode", b"iak_delivery_mode", "nf_instance_id", b"nf_instance_id", "nf_statement", b"nf_statement", "nf_type", b"nf_type", "request_id", b"request_id", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["allow_re_enrolment", b"allow_re_enrolment", "certificate_profile", b"certificate_profile", "day0_chain", b"day0_chain", "day0_root", b"day0_root", "fqdns", b"fqdns", "iak_delivery_mode", b"iak_delivery_mode", "nf_instance_id", b"nf_instance_id", "nf_statement", b"nf_statement", "nf_type", b"nf_type", "replaces_instance", b"replaces_instance", "request_id", b"request_id", "tenant", b"tenant"]) -> None: ...
 
 global___RegisterEndEntityRequest = RegisterEndEntityRequest
 

@@ -566,6 +566,32 @@ class ForeignCredential(google.protobuf.message.Message):
 global___ForeignCredential = ForeignCredential
 
 @typing.final
+class ReinstantiateNetworkFunctionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    TRANSPORT_KEY_SHA256_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`networkFunctions/{nf_instance_id}`"""
+    transport_key_sha256: builtins.bytes
+    """SHA-256 of the new transport key, as `nf-agent init` prints it. Empty: the
+    key that is seen first is pinned.
+    """
+    request_id: builtins.str
+    """UUID; the same id returns the enrolment it started."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        transport_key_sha256: builtins.bytes = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "request_id", b"request_id", "transport_key_sha256", b"transport_key_sha256"]) -> None: ...
+
+global___ReinstantiateNetworkFunctionRequest = ReinstantiateNetworkFunctionRequest
+
+@typing.final
 class GetEnrolmentRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

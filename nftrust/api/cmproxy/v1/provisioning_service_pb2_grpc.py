@@ -57,6 +57,11 @@ class ProvisioningServiceStub(object):
                 request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.StartEnrolmentRequest.SerializeToString,
                 response_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.Enrolment.FromString,
                 )
+        self.ReinstantiateNetworkFunction = channel.unary_unary(
+                '/nftrust.api.cmproxy.v1.ProvisioningService/ReinstantiateNetworkFunction',
+                request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.ReinstantiateNetworkFunctionRequest.SerializeToString,
+                response_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.Enrolment.FromString,
+                )
         self.GetEnrolment = channel.unary_unary(
                 '/nftrust.api.cmproxy.v1.ProvisioningService/GetEnrolment',
                 request_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.GetEnrolmentRequest.SerializeToString,
@@ -145,6 +150,16 @@ class ProvisioningServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReinstantiateNetworkFunction(self, request, context):
+        """The NF instance goes on with another token, and so with another transport
+        key. Caller: OAM. Allowed for the one enrolment that it starts; an active
+        one is cancelled. Once the new certificate is confirmed, those of the old
+        token are revoked (superseded). Idempotent by `request_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetEnrolment(self, request, context):
         """Caller: OAM.
         """
@@ -215,6 +230,11 @@ def add_ProvisioningServiceServicer_to_server(servicer, server):
             'StartEnrolment': grpc.unary_unary_rpc_method_handler(
                     servicer.StartEnrolment,
                     request_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.StartEnrolmentRequest.FromString,
+                    response_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.Enrolment.SerializeToString,
+            ),
+            'ReinstantiateNetworkFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReinstantiateNetworkFunction,
+                    request_deserializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.ReinstantiateNetworkFunctionRequest.FromString,
                     response_serializer=nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.Enrolment.SerializeToString,
             ),
             'GetEnrolment': grpc.unary_unary_rpc_method_handler(
@@ -381,6 +401,23 @@ class ProvisioningService(object):
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/nftrust.api.cmproxy.v1.ProvisioningService/StartEnrolment',
             nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.StartEnrolmentRequest.SerializeToString,
+            nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.Enrolment.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ReinstantiateNetworkFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/nftrust.api.cmproxy.v1.ProvisioningService/ReinstantiateNetworkFunction',
+            nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.ReinstantiateNetworkFunctionRequest.SerializeToString,
             nftrust_dot_api_dot_cmproxy_dot_v1_dot_provisioning__service__pb2.Enrolment.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

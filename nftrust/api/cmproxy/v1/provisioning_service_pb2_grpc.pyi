@@ -81,6 +81,16 @@ class ProvisioningServiceStub:
     function. Idempotent by `request_id`.
     """
 
+    ReinstantiateNetworkFunction: grpc.UnaryUnaryMultiCallable[
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.ReinstantiateNetworkFunctionRequest,
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment,
+    ]
+    """The NF instance goes on with another token, and so with another transport
+    key. Caller: OAM. Allowed for the one enrolment that it starts; an active
+    one is cancelled. Once the new certificate is confirmed, those of the old
+    token are revoked (superseded). Idempotent by `request_id`.
+    """
+
     GetEnrolment: grpc.UnaryUnaryMultiCallable[
         nftrust.api.cmproxy.v1.provisioning_service_pb2.GetEnrolmentRequest,
         nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment,
@@ -167,6 +177,16 @@ class ProvisioningServiceAsyncStub:
     ]
     """Starts steps 4 to 10. Caller: OAM. One active enrolment per network
     function. Idempotent by `request_id`.
+    """
+
+    ReinstantiateNetworkFunction: grpc.aio.UnaryUnaryMultiCallable[
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.ReinstantiateNetworkFunctionRequest,
+        nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment,
+    ]
+    """The NF instance goes on with another token, and so with another transport
+    key. Caller: OAM. Allowed for the one enrolment that it starts; an active
+    one is cancelled. Once the new certificate is confirmed, those of the old
+    token are revoked (superseded). Idempotent by `request_id`.
     """
 
     GetEnrolment: grpc.aio.UnaryUnaryMultiCallable[
@@ -271,6 +291,18 @@ class ProvisioningServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment, collections.abc.Awaitable[nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment]]:
         """Starts steps 4 to 10. Caller: OAM. One active enrolment per network
         function. Idempotent by `request_id`.
+        """
+
+    @abc.abstractmethod
+    def ReinstantiateNetworkFunction(
+        self,
+        request: nftrust.api.cmproxy.v1.provisioning_service_pb2.ReinstantiateNetworkFunctionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment, collections.abc.Awaitable[nftrust.api.cmproxy.v1.provisioning_service_pb2.Enrolment]]:
+        """The NF instance goes on with another token, and so with another transport
+        key. Caller: OAM. Allowed for the one enrolment that it starts; an active
+        one is cancelled. Once the new certificate is confirmed, those of the old
+        token are revoked (superseded). Idempotent by `request_id`.
         """
 
     @abc.abstractmethod
