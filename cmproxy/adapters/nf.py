@@ -119,7 +119,13 @@ class GrpcNfPort:
 
     def _open(self, target: str, leaf: x509.Certificate, nf: NetworkFunction) -> grpc.aio.Channel:
         name = day0_name(nf.nf_instance_id, self.home_domain)
-        return open_channel(target, trust_roots=pem_chain([leaf]), identity=self.identity, override_name=name)
+        return open_channel(
+            target,
+            trust_roots=pem_chain([leaf]),
+            identity=self.identity,
+            override_name=name,
+            connect_seconds=self.timeout_seconds,  # the NF, or its host, may have much to do
+        )
 
     def _remember(self, nf: NetworkFunction, known: Known) -> None:
         while len(self._known) >= MAX_KNOWN:

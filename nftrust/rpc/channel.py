@@ -65,6 +65,7 @@ def open_channel(
     identity: FileIdentity | SignerIdentity | None = None,
     override_name: str | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
+    connect_seconds: float = 0.2,
 ) -> grpc.aio.Channel:
     """A channel to ``target`` (host:port) that trusts ``trust_roots`` (PEM) and nothing else.
 
@@ -83,7 +84,8 @@ def open_channel(
         ("grpc.keepalive_timeout_ms", 10_000),
         # Reconnect soon after a restart of the peer; gRPC's default ceiling is two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
+        # For one attempt, its handshake included, whatever the option is called.
+        ("grpc.min_reconnect_backoff_ms", int(connect_seconds * 1000)),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         # One connection per channel object: an identity is not shared by accident.
         ("grpc.use_local_subchannel_pool", 1),
