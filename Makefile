@@ -1,6 +1,8 @@
 # The front door. `make help` explains.
 SHELL := /bin/bash
-PYTHON ?= python3
+# The distribution's interpreter where it is new enough: it gets security updates, and one built without
+# profile-guided optimisation takes half as much CPU again (docs/performance.md).
+PYTHON ?= $(shell tools/require interpreter)
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS_VENV := .venv-protos
