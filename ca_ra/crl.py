@@ -108,7 +108,6 @@ class CrlPublisher:
             except Exception:
                 log.exception("CRL not published")  # whatever it is: relying parties need the next one
             with contextlib.suppress(TimeoutError):
-                # Not wait_for: that of Python 3.11 forgets a cancellation which meets the wake-up.
                 async with asyncio.timeout(CHECK_SECONDS):
                     await self._wake.wait()
 

@@ -51,7 +51,6 @@ class Retirer:
             except Exception:
                 log.exception("retirements cannot be looked up")
             with contextlib.suppress(TimeoutError):
-                # Not wait_for: that of Python 3.11 forgets a cancellation which meets the wake-up.
                 async with asyncio.timeout(POLL.total_seconds()):
                     await self._wake.wait()
 

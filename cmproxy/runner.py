@@ -124,7 +124,6 @@ class Runner:
                 except Exception:
                     log.exception("enrolments cannot be claimed")
                 with contextlib.suppress(TimeoutError):
-                    # Not wait_for: that of Python 3.11 forgets a cancellation which meets the wake-up.
                     async with asyncio.timeout(self._policy.poll.total_seconds()):
                         await self._wake.wait()
         finally:

@@ -210,7 +210,6 @@ class TrustRefresher:
                 await change.wait()
                 continue
             with contextlib.suppress(TimeoutError):
-                # Not wait_for: that of Python 3.11 forgets a cancellation which meets the wake-up.
                 async with asyncio.timeout(self._delay(current)):
                     await change.wait()
                 continue  # another state: another time

@@ -113,7 +113,8 @@ class ValidityWatch:
                 _log(condition, lifetime_of(self._state()))
                 await self._tell(condition)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(change.wait(), self._pause())
+                async with asyncio.timeout(self._pause()):
+                    await change.wait()
 
     def _pause(self) -> float:
         lifetime = lifetime_of(self._state())

@@ -47,7 +47,8 @@ class Callbacks:
         try:
             answer = registered.callback(credential)
             if inspect.isawaitable(answer):
-                await asyncio.wait_for(answer, self._timeout_seconds)
+                async with asyncio.timeout(self._timeout_seconds):
+                    await answer
         except Exception:
             log.exception("a callback of the embedding NF failed")
             return False

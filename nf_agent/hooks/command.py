@@ -137,11 +137,13 @@ async def run(argv: Sequence[str], environment: Mapping[str, str], timeout_secon
         )
         exit_code: int | None = None
         try:
-            exit_code = await asyncio.wait_for(process.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                exit_code = await process.wait()
         except TimeoutError:
             _signal(process, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), GRACE_SECONDS)
+                async with asyncio.timeout(GRACE_SECONDS):
+                    await process.wait()
         finally:
             if exit_code is None:
                 _signal(process, signal.SIGKILL)  # all of its session, what ignored SIGTERM included

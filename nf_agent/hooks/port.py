@@ -80,7 +80,8 @@ class Hooks:
             failed = 0 if await self._tell_all() else failed + 1
             pause = None if failed == 0 else self._pause(failed)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
 
     def _pause(self, failed: int) -> float:
         cap = min(self._retry_cap_seconds, FIRST_PAUSE_SECONDS * 2 ** min(failed - 1, 12))

@@ -115,3 +115,18 @@ async def test_a_clock_that_is_set_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     now -= timedelta(days=62)
     await eventually(lambda: watched.told[-1] is Condition.NOT_YET_VALID, "noticed")
     await ended(task)
+
+
+async def test_a_change_does_not_undo_the_end() -> None:
+    watched = Watched(holding(timedelta(days=30)))
+    task = watched.run()
+    await eventually(lambda: watched.told == [Condition.VALID], "at first")
+    for _ in range(5):  # it waits now
+        await asyncio.sleep(0)
+    watched.change(watched.state)  # meets the cancellation
+    await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=10)
+    task.cancel()
+    assert done
+    assert task.cancelled()
