@@ -1,6 +1,6 @@
 """How many certificates are renewed in an hour: what waited during an outage does not all come at once after it.
 
-A certificate that is near its end is not held up. The NFs do the rest: those
+A certificate that is near its end is not held up: the others make room for it. The NFs do the rest: those
 that are told to wait ask again the sooner, the less is left to them
 (nf_agent.schedule).
 """
@@ -8,7 +8,6 @@ that are told to wait ask again the sooner, the less is left to them
 from __future__ import annotations
 
 from nftrust.clock import Clock
-from nftrust.errors import NftrustError, Reason
 from nftrust.rpc.ratelimit import RateLimiter
 
 #: What may come at once however slow the pace: chance alone brings a few together.
@@ -26,8 +25,7 @@ class RenewalPace:
 
     def admit(self, left: float, validity: float) -> None:
         """A renewal of a certificate with so much left of its validity. Raises NftrustError(RATE_LIMITED)."""
-        try:
+        if left > URGENT_SHARE * validity:
             self._bucket.take("renewal")
-        except NftrustError as error:
-            if error.reason is not Reason.RATE_LIMITED or left > URGENT_SHARE * validity:
-                raise
+        else:
+            self._bucket.charge("renewal")  # the others make room for it

@@ -1,4 +1,4 @@
-"""`make example-nf`: this NF without Docker. A lab comes up, AMF calls NRF, NRF gets another certificate meanwhile."""
+"""`make example-nf`: this NF without Docker. A lab comes up, AMF calls NRF, NRF renews its certificate meanwhile."""
 
 import sys
 import tempfile
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nftrust.cli.session import Session
+from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
+from nftrust.cli.session import RENEWAL_SECONDS, Session
 from nftrust.lab import control, demo, sba
 from nftrust.lab.layout import OPERATOR_FILE, Lab, NfSettings
 
@@ -44,13 +45,14 @@ def show(console: Console, lab: Lab) -> int:
     with Session.open(lab.directory / OPERATOR_FILE) as session:
         demo.enrol_all(console, lab, session, [client, server])
         first = demo.show_call(console, lab)
-        console.print(f"\n{server.nf_type} gets another certificate, with another key, while {client.nf_type} calls")
+        console.print(f"\n{server.nf_type} renews its certificate, with another key, while {client.nf_type} calls")
         answers: list[sba.Answer] = []
         ended = threading.Event()
         calling = threading.Thread(target=lambda: answers.extend(calls_until(lab, client, server, ended)))
         calling.start()
         try:
-            demo.enrol_all(console, lab, session, [server])
+            request = pb.RenewNetworkFunctionRequest(name=f"networkFunctions/{server.nf_instance_id}")
+            session.provisioning().RenewNetworkFunction(request, timeout=RENEWAL_SECONDS)
             sba.wait_until_served(lab, sba.held(lab, server))
         finally:
             ended.set()

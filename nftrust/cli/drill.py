@@ -29,7 +29,7 @@ from nftrust.api.cmproxy.v1.provisioning_service_pb2_grpc import ProvisioningSer
 from nftrust.cli.certificates import certificates
 from nftrust.cli.network_functions import OUTPUT, all_network_functions
 from nftrust.cli.output import emit_json, emit_table
-from nftrust.cli.session import Session, refusal
+from nftrust.cli.session import RENEWAL_SECONDS, Session, refusal
 from nftrust.errors import NftrustError, Reason
 from nftrust.files import write_atomically
 
@@ -37,8 +37,6 @@ EXIT_LEFT, EXIT_INTERRUPTED = 3, 130
 STATE_FILE = "drill-reissue.json"
 #: How often a line is printed where there is no terminal.
 PLAIN_SECONDS = 2.0
-#: For one NF: longer than the CM proxy gives its agent.
-RENEWAL_SECONDS = 70.0
 _SHOWN = 20
 
 

@@ -11,7 +11,7 @@ from google.protobuf.json_format import Parse, ParseError
 
 from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
 from nftrust.cli.output import as_dict, clock, emit_fields, emit_json, emit_table, time
-from nftrust.cli.session import Session
+from nftrust.cli.session import RENEWAL_SECONDS, Session
 from nftrust.errors import NftrustError, Reason, invalid_field
 from nftrust.files import read_file
 
@@ -180,6 +180,22 @@ def retire(config: str, nf_reference: str, wait: bool, output: str) -> int:
             found = stub.GetNetworkFunction(pb.GetNetworkFunctionRequest(name=name), timeout=session.timeout)
     _show(found, output)
     return EXIT_NOT_RETIRED if wait and found.state != pb.NetworkFunction.RETIRED else 0
+
+
+@nf.command("renew")
+@click.argument("nf_reference", metavar="NF")
+@OUTPUT
+@click.pass_obj
+def renew(config: str, nf_reference: str, output: str) -> int:
+    """Have a network function renew its certificate now, with a new key. It does so by itself in time."""
+    with Session.open(Path(config)) as session:
+        request = pb.RenewNetworkFunctionRequest(name=resolve(session, nf_reference).name)
+        renewed = session.provisioning().RenewNetworkFunction(request, timeout=RENEWAL_SECONDS)
+    if output == "json":
+        emit_json(as_dict(renewed))
+    else:
+        emit_fields([("certificate SHA-256", renewed.certificate_sha256.hex())])
+    return 0
 
 
 def _show(found: pb.NetworkFunction, output: str) -> None:

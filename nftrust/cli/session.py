@@ -17,6 +17,9 @@ from nftrust.errors import NftrustError
 from nftrust.files import read_file
 from nftrust.rpc.status import from_rpc_error
 
+#: For one NF: longer than the CM proxy gives its agent.
+RENEWAL_SECONDS = 70.0
+
 
 class OperatorConfig(Section, frozen=True, kw_only=True):
     """OAM's side: where the services are and who is calling."""

@@ -35,6 +35,12 @@ class RateLimiter:
             raise NftrustError(Reason.RATE_LIMITED, retry_after=(1.0 - tokens) / self._rate)
         self._put(key, tokens - 1.0, now)
 
+    def charge(self, key: str) -> None:
+        """Take one token though there may be none: those who come after wait the longer, by at most a burst."""
+        now = self._clock.monotonic()
+        key = self._slot(key, now)
+        self._put(key, max(self._tokens(key, now) - 1.0, -self._burst), now)
+
     def refund(self, key: str) -> None:
         """Give a token back: what it was taken for turned out to be harmless."""
         now = self._clock.monotonic()

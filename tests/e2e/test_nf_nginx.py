@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 
+from nftrust.api.cmproxy.v1 import provisioning_service_pb2 as pb
+from nftrust.cli.session import RENEWAL_SECONDS
+from nftrust.errors import Reason
 from nftrust.lab import control, sba
 from nftrust.lab.layout import ADDRESS, Lab, NfSettings
+from nftrust.rpc.status import from_rpc_error
 from nftrust.x509.path import pem_chain
 from tests.lab_kit import RunningLab
 from tests.pki import Leaf, key_pem, make_ca
@@ -56,11 +61,20 @@ class Sba:
         return sba.call(self.lab, self.amf, self.nrf)
 
     def renew(self) -> None:
-        """Another certificate of another key, and nginx serves it."""
+        """The NRF renews its certificate, with another key, and nginx serves it."""
         before = sba.held(self.lab, self.nrf)
-        self.running.enrol_and_wait(f"networkFunctions/{self.nrf.nf_instance_id}", allow_re_enrolment=True)
+        eventually(self._renewed, "the agent is reached")  # it may still be starting while nginx serves
         eventually(lambda: sba.held(self.lab, self.nrf) != before, "another certificate")
         sba.wait_until_served(self.lab, sba.held(self.lab, self.nrf))
+
+    def _renewed(self) -> bool:
+        request = pb.RenewNetworkFunctionRequest(name=f"networkFunctions/{self.nrf.nf_instance_id}")
+        try:
+            self.running.oam.provisioning.RenewNetworkFunction(request, timeout=RENEWAL_SECONDS)
+        except grpc.RpcError as error:
+            assert from_rpc_error(error).reason is Reason.NF_UNREACHABLE  # type: ignore[arg-type]
+            return False
+        return True
 
     def software_client(self) -> Client:
         """A client with a certificate of the operator's CA, quick enough for many requests."""

@@ -67,6 +67,16 @@ def test_keys_do_not_disturb_each_other(clock: HandClock) -> None:
     assert allowed(limiter, "b", 10) == 3
 
 
+def test_what_is_charged_is_owed_but_for_at_most_a_burst(clock: HandClock) -> None:
+    limiter = RateLimiter(rate=1.0, burst=3, clock=clock)
+    for _ in range(100):
+        limiter.charge("a")
+    clock.seconds += 3.5
+    assert not passes(limiter, "a")
+    clock.seconds += 0.5
+    assert passes(limiter, "a")
+
+
 def test_a_refund_gives_back_at_most_what_was_there(clock: HandClock) -> None:
     limiter = RateLimiter(rate=1.0, burst=2, clock=clock)
     for _ in range(100):

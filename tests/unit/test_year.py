@@ -75,3 +75,13 @@ def test_a_certificate_near_its_end_does_not_wait_for_the_pace() -> None:
     assert refused.value.retry_after is not None
     assert refused.value.retry_after > 3000
     pace.admit(URGENT_SHARE * 100.0, 100.0)
+
+
+def test_the_others_make_room_for_what_is_near_its_end() -> None:
+    pace = RenewalPace(1.0)
+    for _ in range(int(2 * LEAST_BURST)):
+        pace.admit(0.0, 100.0)
+    with pytest.raises(NftrustError) as refused:
+        pace.admit(50.0, 100.0)
+    assert refused.value.retry_after is not None
+    assert refused.value.retry_after > LEAST_BURST * 3500
