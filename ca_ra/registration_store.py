@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, union_all, update
 
 from ca_ra.model import NewRegistration, Registered, Registration, RegistrationState
 from ca_ra.rows import admit_key, find_registration, registration_of, void
@@ -14,6 +14,36 @@ from nftrust.storage.idempotency import recall, remember
 from nftrust.storage.tables import idempotency
 from nftrust.storage.transaction import Executor
 from nftrust.x509.names import NfIdentity
+
+# Built once, as in issuance_store.
+_NEXT_SEQUENCE = select(func.coalesce(func.max(registration.c.sequence), 0) + 1)
+_NEW_REGISTRATION = insert(registration)
+_FORGET = delete(idempotency).where(
+    idempotency.c.scope == bindparam("scope"), idempotency.c.key == bindparam("request_id")
+)
+_END_ENTITY = select(end_entity).where(end_entity.c.nf_instance_id == bindparam("nf_instance_id"))
+_NEW_END_ENTITY = insert(end_entity)
+_STATEMENT_OWNER = select(nf_statement.c.request_key).where(nf_statement.c.nonce == bindparam("nonce"))
+_NEW_STATEMENT = insert(nf_statement)
+#: Whose these FQDNs are, and which others the NF has.
+_FQDNS = union_all(
+    select(end_entity_fqdn).where(end_entity_fqdn.c.fqdn.in_(bindparam("fqdns", expanding=True))),
+    select(end_entity_fqdn).where(end_entity_fqdn.c.nf_instance_id == bindparam("nf_instance_id")),
+)
+_DROP_FQDNS = delete(end_entity_fqdn).where(end_entity_fqdn.c.nf_instance_id == bindparam("owner"))
+_NEW_FQDN = insert(end_entity_fqdn)
+_LIVE = select(registration).where(
+    registration.c.nf_instance_id == bindparam("nf_instance_id"), registration.c.live == 1
+)
+_HELD = (
+    select(certificate.c.serial)
+    .where(
+        certificate.c.nf_instance_id == bindparam("nf_instance_id"),
+        certificate.c.confirm_time.is_not(None),
+        certificate.c.not_after > bindparam("now"),
+    )
+    .limit(1)
+)
 
 
 class _StoredRegistration(msgspec.Struct, frozen=True):
@@ -52,6 +82,7 @@ class SqlRegistrationStore:
             if new.registration.delivery_mode != "tls-only" or not unused:
                 return known
             void(tx, known.registration, new.actor)  # a retry mints anew (security rule 8)
+            tx.execute(_FORGET, {"scope": f"register:{new.actor}", "request_id": new.request_id})
         entity = new.registration.identity
         self._admit_end_entity(tx, new)
         self._admit_statement(tx, new)
@@ -63,34 +94,27 @@ class SqlRegistrationStore:
 
     def _insert(self, tx: Transaction, new: NewRegistration) -> None:
         row = new.registration
-        sequence = tx.execute(select(func.coalesce(func.max(registration.c.sequence), 0) + 1)).scalar_one()
-        tx.execute(
-            registration.insert().values(
-                id=row.id,
-                sequence=sequence,
-                reference=row.reference,
-                nf_instance_id=row.identity.nf_instance_id,
-                nf_type=row.identity.nf_type,
-                fqdns=" ".join(row.identity.fqdns),
-                tenant=row.tenant,
-                profile=row.profile,
-                delivery_mode=row.delivery_mode,
-                mac_algorithm=row.mac_algorithm,
-                transport_key_sha256=row.transport_key_sha256,
-                create_time=row.create_time,
-                expire_time=row.expire_time,
-                iak_blob=row.iak_blob,
-                row_mac=row.row_mac,
-                replaces_instance=row.replaces_instance,
-                live=1,
-            )
-        )
+        values = {
+            "id": row.id,
+            "sequence": tx.execute(_NEXT_SEQUENCE).scalar_one(),
+            "reference": row.reference,
+            "nf_instance_id": row.identity.nf_instance_id,
+            "nf_type": row.identity.nf_type,
+            "fqdns": " ".join(row.identity.fqdns),
+            "tenant": row.tenant,
+            "profile": row.profile,
+            "delivery_mode": row.delivery_mode,
+            "mac_algorithm": row.mac_algorithm,
+            "transport_key_sha256": row.transport_key_sha256,
+            "create_time": row.create_time,
+            "expire_time": row.expire_time,
+            "iak_blob": row.iak_blob,
+            "row_mac": row.row_mac,
+            "replaces_instance": row.replaces_instance,
+            "live": 1,
+        }
+        tx.execute(_NEW_REGISTRATION, values)
         answer = msgspec.msgpack.encode(_StoredRegistration(row.id, new.enrolment_info))
-        tx.execute(
-            idempotency.delete().where(
-                idempotency.c.scope == f"register:{new.actor}", idempotency.c.key == new.request_id
-            )
-        )
         remember(tx, f"register:{new.actor}", new.request_id, new.request_sha256, answer)
         tx.audit(
             actor=new.actor,
@@ -109,16 +133,15 @@ class SqlRegistrationStore:
     @staticmethod
     def _admit_end_entity(tx: Transaction, new: NewRegistration) -> None:
         identity = new.registration.identity
-        row = tx.execute(select(end_entity).where(end_entity.c.nf_instance_id == identity.nf_instance_id)).one_or_none()
+        row = tx.execute(_END_ENTITY, {"nf_instance_id": identity.nf_instance_id}).one_or_none()
         if row is None:
-            tx.execute(
-                end_entity.insert().values(
-                    nf_instance_id=identity.nf_instance_id,
-                    tenant=new.registration.tenant,
-                    nf_type=identity.nf_type,
-                    create_time=tx.now,
-                )
-            )
+            values = {
+                "nf_instance_id": identity.nf_instance_id,
+                "tenant": new.registration.tenant,
+                "nf_type": identity.nf_type,
+                "create_time": tx.now,
+            }
+            tx.execute(_NEW_END_ENTITY, values)
             return
         if row.tenant != new.registration.tenant:
             raise NftrustError(Reason.OUT_OF_SCOPE, metadata={"field": "tenant"})
@@ -136,38 +159,33 @@ class SqlRegistrationStore:
     @staticmethod
     def _admit_statement(tx: Transaction, new: NewRegistration) -> None:
         key = f"{new.actor} {new.request_id}"
-        tx.execute(
-            tx.insert(nf_statement)
-            .values(nonce=new.statement_nonce, request_key=key)
-            .on_conflict_do_nothing(index_elements=[nf_statement.c.nonce])
-        )
-        owner = tx.execute(select(nf_statement.c.request_key).where(nf_statement.c.nonce == new.statement_nonce))
-        if owner.scalar_one() != key:
+        owner = tx.execute(_STATEMENT_OWNER, {"nonce": new.statement_nonce}).scalar_one_or_none()
+        if owner is None:
+            tx.execute(_NEW_STATEMENT, {"nonce": new.statement_nonce, "request_key": key})
+        elif owner != key:
             raise NftrustError(Reason.NF_STATEMENT_INVALID, "the statement has been used")
 
     @staticmethod
     def _admit_fqdns(tx: Transaction, identity: NfIdentity, shared: bool) -> None:
         """An FQDN belongs to one NF unless every holder's profile shares it (security rule 16)."""
-        others = select(end_entity_fqdn.c.fqdn).where(
-            end_entity_fqdn.c.fqdn.in_(identity.fqdns), end_entity_fqdn.c.nf_instance_id != identity.nf_instance_id
-        )
-        if shared:
-            others = others.where(end_entity_fqdn.c.shared.is_(False))
-        taken = tx.execute(others.limit(1)).scalar_one_or_none()
-        if taken is not None:
-            raise NftrustError(Reason.FQDN_TAKEN, metadata={"fqdn": taken})
-        tx.execute(end_entity_fqdn.delete().where(end_entity_fqdn.c.nf_instance_id == identity.nf_instance_id))
-        tx.execute(
-            end_entity_fqdn.insert(),
-            [{"fqdn": name, "nf_instance_id": identity.nf_instance_id, "shared": shared} for name in identity.fqdns],
-        )
+        nf_instance_id, wanted = identity.nf_instance_id, {(name, shared) for name in identity.fqdns}
+        present: set[tuple[str, bool]] = set()
+        for row in tx.execute(_FQDNS, {"fqdns": list(identity.fqdns), "nf_instance_id": nf_instance_id}):
+            if row.nf_instance_id == nf_instance_id:
+                present.add((row.fqdn, row.shared))
+            elif not (shared and row.shared):
+                raise NftrustError(Reason.FQDN_TAKEN, metadata={"fqdn": row.fqdn})
+        if present == wanted:
+            return
+        if present:
+            tx.execute(_DROP_FQDNS, {"owner": nf_instance_id})
+        values = [{"fqdn": name, "nf_instance_id": nf_instance_id, "shared": shared} for name in identity.fqdns]
+        tx.execute(_NEW_FQDN, values)
 
     def _supersede(self, tx: Transaction, new: NewRegistration) -> None:
         """One live registration per NF; a further certificate only where OAM allows it."""
         nf_instance_id = new.registration.identity.nf_instance_id
-        row = tx.execute(
-            select(registration).where(registration.c.nf_instance_id == nf_instance_id, registration.c.live == 1)
-        ).one_or_none()
+        row = tx.execute(_LIVE, {"nf_instance_id": nf_instance_id}).one_or_none()
         if row is not None:
             live = registration_of(row)
             state = live.state(tx.now)
@@ -176,12 +194,8 @@ class SqlRegistrationStore:
             void(tx, live, new.actor)
         if new.allow_re_enrolment:
             return
-        held = select(certificate.c.serial).where(
-            certificate.c.nf_instance_id == nf_instance_id,
-            certificate.c.confirm_time.is_not(None),
-            certificate.c.not_after > tx.now,
-        )
-        if tx.execute(held.limit(1)).scalar_one_or_none() is not None:
+        held = tx.execute(_HELD, {"nf_instance_id": nf_instance_id, "now": tx.now}).scalar_one_or_none()
+        if held is not None:
             raise NftrustError(Reason.ALREADY_ENROLLED)
 
     async def get_registration(self, registration_id: str) -> Registration | None:

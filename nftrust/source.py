@@ -6,8 +6,10 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 
+@lru_cache(maxsize=4096)
 def source_key(address: str) -> str:
     """One key for what one source commands: an IPv4 address, or the /64 of an IPv6 address."""
     try:

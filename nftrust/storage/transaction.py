@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Executable, Insert, Select, Table
+from sqlalchemy import Connection, CursorResult, Executable, Insert, SelectBase, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -61,7 +61,7 @@ class Transaction:
     def execute(self, statement: Executable, parameters: Parameters = None, /) -> CursorResult[Any]:
         """Run a statement. Rows must be fetched before the unit of work returns."""
         self.check()
-        self.touched = self.touched or not isinstance(statement, Select)
+        self.touched = self.touched or not isinstance(statement, SelectBase)
         try:
             return self._connection.execute(statement, parameters, execution_options=_OPTIONS)
         except DBAPIError as error:

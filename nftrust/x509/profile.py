@@ -82,10 +82,15 @@ def build(
         .add_extension(_authority_key_id(ca), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(identity.alternative_names(), critical=True)
-        .add_extension(nftypes.encode([identity.nf_type]), critical=False)
+        .add_extension(_nf_types(identity.nf_type), critical=False)
         .add_extension(_crl_points(issuer.crl_url), critical=False)
         .add_extension(_information_access(issuer.ocsp_url, issuer.ca_issuers_url), critical=False)
     )
+
+
+@lru_cache(maxsize=64)
+def _nf_types(nf_type: str) -> x509.UnrecognizedExtension:
+    return nftypes.encode([nf_type])
 
 
 @lru_cache(maxsize=8)
@@ -149,12 +154,12 @@ def _first_problem(certificate: x509.Certificate, identity: NfIdentity, key: NfP
         return "criticality"
     names = extensions[x509.SubjectAlternativeName.oid].value
     assert isinstance(names, x509.SubjectAlternativeName)
-    if set(names) != set(identity.alternative_names()) or not names.get_values_for_type(x509.DNSName):
+    if names != identity.alternative_names() or not names.get_values_for_type(x509.DNSName):
         return "subjectAltName"
     ca = issuer.certificate
     checks = {
         "version": certificate.version is x509.Version.v3,
-        "nfTypes": extensions[nftypes.NF_TYPES_OID].value == nftypes.encode([identity.nf_type]),
+        "nfTypes": extensions[nftypes.NF_TYPES_OID].value == _nf_types(identity.nf_type),
         "keyUsage": extensions[x509.KeyUsage.oid].value == _KEY_USAGE,
         "extKeyUsage": extensions[x509.ExtendedKeyUsage.oid].value == _EXTENDED_KEY_USAGE,
         "authorityKeyIdentifier": extensions[x509.AuthorityKeyIdentifier.oid].value == _authority_key_id(ca),
