@@ -10,7 +10,7 @@ from ca_ra.authority import Authority
 from ca_ra.model import Registration
 from nftrust import jose
 from nftrust.errors import NftrustError, Reason
-from nftrust.messages import RESPONSE_TYP, Payload
+from nftrust.messages import ENROLMENT_INFO_TYP, RESPONSE_TYP, Payload
 from nftrust.pkcs11.client import TokenClient
 from nftrust.pkcs11.operations import Mac, MintIak, SignDigest, VerifyIakMac, VerifyMac
 from nftrust.x509.issuance import Prepared
@@ -39,9 +39,13 @@ class Custody:
         minted = await self._token.run(MintIak(VAULT_KEK, None if recipient is None else spki(recipient)))
         return MintedKey(minted.vault_blob, minted.delivery)
 
-    async def seal(self, registration: Registration) -> Registration:
-        """The registration with its row MAC."""
-        return registration.sealed(await self._token.run(Mac(ROW_MAC_KEY, registration.mac_input())))
+    async def seal(self, registration: Registration, authority: Authority, info: Payload) -> tuple[Registration, str]:
+        """The registration with its row MAC, and its enrolment information signed, in one batch."""
+        data = jose.signing_input(jose.Header(alg="ES256", typ=ENROLMENT_INFO_TYP), info)
+        mac, signature = await self._token.run_all(
+            [Mac(ROW_MAC_KEY, registration.mac_input()), _response_signature(authority, data)]
+        )
+        return registration.sealed(mac), jose.join(data, signature)
 
     async def verify_proof(self, registration: Registration, jws: jose.Jws) -> None:
         """Row MAC, then the proof by the IAK, both in the token and in one batch.
@@ -76,8 +80,11 @@ class Custody:
         signature = await self._token.run(SignDigest(label, "ecdsa", prepared.hash_name, prepared.digest))
         return prepared.assemble(signature)
 
-    async def sign_message(self, authority: Authority, payload: Payload, typ: str = RESPONSE_TYP, url: str = "") -> str:
+    async def sign_response(self, authority: Authority, payload: Payload, url: str) -> str:
         """A compact JWS by the CA's response key (ES256)."""
-        data = jose.signing_input(jose.Header(alg="ES256", typ=typ, url=url), payload)
-        signature = await self._token.run(SignDigest(authority.labels.response, "ecdsa", "sha256", jose.sha256(data)))
-        return jose.join(data, signature)
+        data = jose.signing_input(jose.Header(alg="ES256", typ=RESPONSE_TYP, url=url), payload)
+        return jose.join(data, await self._token.run(_response_signature(authority, data)))
+
+
+def _response_signature(authority: Authority, data: bytes) -> SignDigest:
+    return SignDigest(authority.labels.response, "ecdsa", "sha256", jose.sha256(data))

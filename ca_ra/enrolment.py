@@ -141,7 +141,7 @@ class EnrolmentEngine:
         if registration.certificate_serial is not None:
             await self._store.refuse_spent(registration.id, request.request_id, spki_sha256(key))
         certificate = await self._issue(authority, registration, key, now)  # 8: built, linted, signed
-        response = await self._custody.sign_message(
+        response = await self._custody.sign_response(
             authority,
             EnrolResponse(
                 request_sha256=jose.b64url(request_sha256),
@@ -149,7 +149,7 @@ class EnrolmentEngine:
                 certificate=jose.b64url(certificate.der),
                 ca_certificates=[jose.b64url(der(ca)) for ca in authority.chain],
             ),
-            url=ENROL_URL,
+            ENROL_URL,
         )
         committed = await self._store.record_issuance(  # 9: issued means committed
             Issuance(
@@ -215,14 +215,16 @@ class EnrolmentEngine:
         stored = await self._store.recall_response(f"confirm:{registration.id}", request_sha256)
         if stored is not None:
             return stored.decode()
-        response = await self._custody.sign_message(
+        response = await self._custody.sign_response(
             known.authority,
             ConfirmResponse(
                 request_sha256=jose.b64url(request_sha256),
                 registration=registration.name,
+                certificate=certificate.name,
                 confirm_time=int(self._clock.now().timestamp()),
+                authorities=self._beside(known),
             ),
-            url=CONFIRM_URL,
+            CONFIRM_URL,
         )
         committed = await self._store.record_confirmation(certificate, request_sha256, response.encode())
         log.info("certificate confirmed", extra={"registration": registration.name, "serial": certificate.serial})
@@ -237,8 +239,7 @@ class EnrolmentEngine:
             raise invalid_field("nonce", "16 to 64 bytes")
         active = self._authorities.active
         signer = await self._authorities.named(ca_id or active.ca_id) if len(ca_id) <= MAX_CA_ID else None
-        now = self._clock.now()
-        trusted = [known for known in self._authorities.trusted if not known.authority.ended(now)]
+        trusted = self._trusted()
         if signer not in trusted:
             raise NftrustError(Reason.CA_UNKNOWN)
         assert signer is not None
@@ -247,7 +248,16 @@ class EnrolmentEngine:
             ca_id=active.ca_id,
             authorities=[_trusted(known) for known in trusted],
         )
-        return await self._custody.sign_message(signer.authority, bundle, url=TRUST_BUNDLE_URL)
+        return await self._custody.sign_response(signer.authority, bundle, TRUST_BUNDLE_URL)
+
+    def _trusted(self) -> list[KnownCa]:
+        now = self._clock.now()
+        return [known for known in self._authorities.trusted if not known.authority.ended(now)]
+
+    def _beside(self, signer: KnownCa) -> list[TrustedCa]:
+        """All CAs where there is another one than the signer."""
+        trusted = self._trusted()
+        return [] if trusted == [signer] else [_trusted(known) for known in trusted]
 
 
 def _trusted(known: KnownCa) -> TrustedCa:

@@ -18,7 +18,7 @@ from nftrust import jose
 from nftrust.clock import GuardedClock
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import FqdnRules, Scope, parse_nf_instance_id, parse_nf_type, parse_uuid
-from nftrust.messages import ENROLMENT_INFO_TYP, DeliveryMode, EnrolmentInfo
+from nftrust.messages import DeliveryMode, EnrolmentInfo
 from nftrust.x509.day0 import VerifiedStatement, check_day0_chain, check_statement
 from nftrust.x509.names import NfIdentity
 from nftrust.x509.path import der
@@ -158,26 +158,24 @@ class Registrar:
         wrapped = request.delivery_mode == "wrapped"
         minted = await self._custody.mint(statement.transport_key if wrapped else None)
         now = self._clock.now().replace(microsecond=0)
-        registration = await self._custody.seal(
-            Registration(
-                id=uuid.uuid4().hex,
-                reference=secrets.token_hex(16),
-                identity=identity,
-                tenant=request.tenant,
-                profile=profile.name,
-                delivery_mode=request.delivery_mode,
-                mac_algorithm=MAC_ALGORITHM,
-                transport_key_sha256=statement.transport_key_sha256,
-                create_time=now,
-                expire_time=now + self._policy.iak_lifetime,
-                iak_blob=minted.vault_blob,
-                row_mac=b"",
-                replaces_instance=request.replaces_instance,
-            )
+        unsealed = Registration(
+            id=uuid.uuid4().hex,
+            reference=secrets.token_hex(16),
+            identity=identity,
+            tenant=request.tenant,
+            profile=profile.name,
+            delivery_mode=request.delivery_mode,
+            mac_algorithm=MAC_ALGORITHM,
+            transport_key_sha256=statement.transport_key_sha256,
+            create_time=now,
+            expire_time=now + self._policy.iak_lifetime,
+            iak_blob=minted.vault_blob,
+            row_mac=b"",
+            replaces_instance=request.replaces_instance,
         )
         authority = self._authorities.active
-        payload = self._enrolment_info(authority, registration, minted.delivery if wrapped else b"", request.re_enrols)
-        info = await self._custody.sign_message(authority, payload, typ=ENROLMENT_INFO_TYP)
+        payload = self._enrolment_info(authority, unsealed, minted.delivery if wrapped else b"", request.re_enrols)
+        registration, info = await self._custody.seal(unsealed, authority, payload)
         stored = await self._store.add_registration(
             NewRegistration(
                 registration=registration,

@@ -151,7 +151,7 @@ class RenewalEngine(EnrolmentEngine):
         self, signer: Authority, request_sha256: bytes, registration: Registration, certificate: IssuedCertificate
     ) -> str:
         chain = self._authorities.generation(certificate.generation).chain
-        return await self._custody.sign_message(
+        return await self._custody.sign_response(
             signer,
             EnrolResponse(
                 request_sha256=jose.b64url(request_sha256),
@@ -159,5 +159,5 @@ class RenewalEngine(EnrolmentEngine):
                 certificate=jose.b64url(certificate.der),
                 ca_certificates=[jose.b64url(der(ca)) for ca in chain],
             ),
-            url=RENEW_URL,
+            RENEW_URL,
         )

@@ -39,6 +39,8 @@ class NfStatus:
     request_time: datetime | None
     certificate_time: datetime | None
     confirm_time: datetime | None
+    #: What the CA/RA answered to the confirmation, as it signed it; empty where there is none.
+    confirmation: str = ""
 
 
 class RunnerObserver(Protocol):
@@ -148,6 +150,10 @@ class CaRaPort(Protocol):
         ...
 
     async def get(self, registration: str) -> CaRegistration: ...
+
+    def confirmed(self, enrolment: Enrolment, confirmation: str) -> CaRegistration | None:
+        """What the CA/RA's signed answer to the NF says of the registration; None where it proves nothing."""
+        ...
 
     async def revoke(self, registration: str) -> None:
         """Void it; one that has ended stays as it is."""

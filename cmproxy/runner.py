@@ -318,7 +318,9 @@ class Runner:
             problem = NftrustError(Reason.PEER_UNAVAILABLE, "the NF has not finished yet")
         except NftrustError as error:
             problem = error
-        registration = await self._ca_ra.get(drive.enrolment.registration)
+        registration = None if status is None else self._ca_ra.confirmed(drive.enrolment, status.confirmation)
+        if registration is None:
+            registration = await self._ca_ra.get(drive.enrolment.registration)
         now = self._clock.now()
         if registration.state == "confirmed":
             done = Step(

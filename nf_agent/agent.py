@@ -69,6 +69,7 @@ class NfAgent:
             SystemClock(),
             self._publish,
             random.Random(secrets.randbits(64)),
+            anchors=expected.trust_anchors,
         )
         self._changed = asyncio.Event()
         self._delivering = asyncio.Lock()
@@ -310,7 +311,14 @@ class NfAgent:
         """Try until confirmed, refused for good, or the IAK's end; full-jitter back-off."""
         correlation_id.set(attempt.correlation)
         async with GrpcEnrolmentPort(self.config.request_timeout_seconds) as port:
-            procedure = Procedure(self._states, self._token, port, self.config.key_type, attempt.request_id)
+            procedure = Procedure(
+                self._states,
+                self._token,
+                port,
+                self.config.key_type,
+                attempt.request_id,
+                self._expected.trust_anchors,
+            )
             await self._try_on(procedure, attempt)
 
     async def _try_on(self, procedure: Procedure, attempt: Attempt) -> None:

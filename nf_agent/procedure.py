@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -18,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
 
 from nf_agent.acceptance import AcceptedInfo, accept_certificate, utc_now
-from nf_agent.state import TRANSPORT_KEY, Attempt, StateStore
+from nf_agent.state import TRANSPORT_KEY, AgentState, Attempt, StateStore
+from nf_agent.trust import cas_at_confirmation
 from nftrust import jose
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import urn
@@ -66,6 +68,8 @@ class Procedure:
     ca_ra: EnrolmentPort
     key_type: Literal["ec-p256", "ec-p384"]
     request_id: str
+    #: Preconfigured roots; none: whatever is delivered.
+    anchors: Sequence[x509.Certificate] = ()
     _key: TokenEcPrivateKey | None = field(default=None, init=False)
 
     async def run(self, accepted: AcceptedInfo) -> None:
@@ -84,12 +88,14 @@ class Procedure:
             raise Superseded
         return attempt
 
-    def _save(self, attempt: Attempt, *, confirmed: bool = False) -> None:
+    def _save(self, attempt: Attempt) -> None:
         assert self._attempt.request_id == attempt.request_id
+        self.states.save(replace(self.states.state, attempt=attempt))
+
+    def _switched(self, attempt: Attempt) -> AgentState:
+        """The state in which the attempt's certificate is in use."""
         state = replace(self.states.state, attempt=attempt)
-        if confirmed:
-            state = replace(state.with_current(attempt), phase="confirmed", reason="")
-        self.states.save(state)
+        return replace(state.with_current(attempt), phase="confirmed", reason="")
 
     async def _make_request(self, accepted: AcceptedInfo) -> None:
         """Step 8: a fresh key pair and CSR in the token, and the proof over them by the IAK."""
@@ -173,8 +179,11 @@ class Procedure:
             raise NftrustError(Reason.RESPONSE_INVALID)
         if attempt.iak_label is not None:
             await self._destroy(attempt.iak_label)
-        attempt = replace(attempt, confirm_time=utc_now().timestamp(), iak_label=None)
-        self._save(attempt, confirmed=True)
+        now = utc_now().timestamp()
+        bundle = cas_at_confirmation(attempt, response, self.anchors)
+        attempt = replace(attempt, confirm_time=now, confirmed=text, iak_label=None)
+        assert self._attempt.request_id == attempt.request_id
+        self.states.save(replace(self._switched(attempt), bundle=bundle, bundle_time=now))
 
     def _sign_confirmation(self, accepted: AcceptedInfo, key: TokenEcPrivateKey, certificate: bytes) -> str:
         info = accepted.info

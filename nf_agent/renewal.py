@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -106,12 +106,14 @@ class RenewalProcedure(Procedure):
             raise Superseded
         return attempt
 
-    def _save(self, attempt: Attempt, *, confirmed: bool = False) -> None:
+    def _save(self, attempt: Attempt) -> None:
         state = self.states.state
         assert self._attempt.request_id == attempt.request_id
-        renewal = replace(state.renewal, attempt=attempt)
-        # The phase stays: an enrolment may be under way beside it.
-        self.states.save(state.with_current(attempt) if confirmed else replace(state, renewal=renewal))
+        self.states.save(replace(state, renewal=replace(state.renewal, attempt=attempt)))
+
+    def _switched(self, attempt: Attempt) -> AgentState:
+        """The phase stays: an enrolment may be under way beside it."""
+        return self.states.state.with_current(attempt)
 
     async def _make_request(self, accepted: AcceptedInfo) -> None:
         """A fresh key pair and CSR in the token, and the proof over them by the key in use."""
@@ -179,8 +181,11 @@ class Renewer:
         clock: Clock,
         certificate_changed: Callable[[], None],
         source: random.Random,
+        *,
+        anchors: Sequence[x509.Certificate] = (),
     ) -> None:
         self._config = config
+        self._anchors = anchors
         self._policy = config.renewal.policy
         self._states = states
         self._token = token
@@ -256,9 +261,11 @@ class Renewer:
         try:
             accepted = trust_of_renewal(self._states.state, attempt)
             async with self._connect() as port:
-                await RenewalProcedure(self._states, self._token, port, self._config.key_type, attempt.request_id).run(
-                    accepted
+                key_type = self._config.key_type
+                procedure = RenewalProcedure(
+                    self._states, self._token, port, key_type, attempt.request_id, self._anchors
                 )
+                await procedure.run(accepted)
         except Superseded:
             return
         except NftrustError as error:

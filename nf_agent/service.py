@@ -181,6 +181,7 @@ def status_of(state: AgentState) -> pb.AgentStatus:
         seconds = getattr(attempt, field)
         if seconds is not None:
             getattr(status, field).CopyFrom(_timestamp(seconds))
+    status.confirmation = attempt.confirmed
     if attempt.chain:
         status.certificate_sha256 = jose.sha256(bytes.fromhex(attempt.chain[0]))
     return status

@@ -51,6 +51,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     request_time: float | None = None
     certificate_time: float | None = None
     confirm_time: float | None = None
+    #: The CA/RA's signed answer to the confirmation.
+    confirmed: str = ""
     #: Of a renewal: the CA whose response key answers it. None: that of the enrolment information.
     signer: KnownCa | None = None
 

@@ -23,6 +23,7 @@ from nftrust.messages import (
     ENROLMENT_INFO_TYP,
     RESPONSE_TYP,
     TRUST_BUNDLE_URL,
+    ConfirmResponse,
     EnrolmentInfo,
     TrustBundleResponse,
     TrustedCa,
@@ -128,12 +129,32 @@ def accept_bundle(text: str, nonce: bytes, signer: KnownCa, anchors: Sequence[x5
         raise refuse("the trust bundle is not signed by the CA that was asked") from None
     if bundle.request_sha256 != jose.b64url(jose.sha256(nonce)):  # B2: for this nonce
         raise refuse("the trust bundle answers another request")
-    entries = [ca for entry in bundle.authorities if (ca := _checked(entry)) is not None]  # B3: each whole in itself
+    return trusted_cas(bundle.authorities, signer, anchors)
+
+
+def trusted_cas(
+    authorities: Sequence[TrustedCa], signer: KnownCa, anchors: Sequence[x509.Certificate]
+) -> tuple[KnownCa, ...]:
+    """Those that a verified message of ``signer`` names, after checks B3 to B5.
+
+    Raises NftrustError(RESPONSE_INVALID).
+    """
+    entries = [ca for entry in authorities if (ca := _checked(entry)) is not None]  # B3: each whole in itself
     if anchors:  # B4: a preconfigured anchor wins
         entries = [entry for entry in entries if root_of(entry) in anchors]
     if signer.ca_id not in {entry.ca_id for entry in entries}:  # B5: with the one that signed
-        raise refuse("the trust bundle lacks the CA that signed it")
+        raise NftrustError(Reason.RESPONSE_INVALID, "the trust bundle lacks the CA that signed it")
     return tuple(entries)
+
+
+def cas_at_confirmation(
+    attempt: Attempt, response: ConfirmResponse, anchors: Sequence[x509.Certificate]
+) -> tuple[KnownCa, ...]:
+    """The trust bundle that comes with a confirmed certificate. Raises NftrustError(RESPONSE_INVALID)."""
+    signer = attempt.signer or _delivered_ca(enrolled_under(attempt))
+    if not response.authorities:
+        return (replace(signer, state="active"),)
+    return trusted_cas(response.authorities, signer, anchors)
 
 
 def root_of(ca: KnownCa) -> x509.Certificate:
@@ -180,7 +201,7 @@ class RefreshPolicy:
 
 
 class TrustRefresher:
-    """Fetches the trust bundle after each enrolment and on a schedule."""
+    """Fetches the trust bundle on a schedule; the first one comes with the certificate."""
 
     def __init__(
         self,

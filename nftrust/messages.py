@@ -156,12 +156,6 @@ class EnrolResponse(Payload, frozen=True):
     ca_certificates: list[Binary]
 
 
-class ConfirmResponse(Payload, frozen=True):
-    request_sha256: Hash
-    registration: Short
-    confirm_time: int
-
-
 class TrustedCa(Payload, frozen=True):
     """A CA of the trust bundle (docs/rollover.md)."""
 
@@ -171,6 +165,18 @@ class TrustedCa(Payload, frozen=True):
     #: DER, base64url: issuing CA first, root last.
     ca_certificates: Annotated[list[Binary], msgspec.Meta(min_length=2, max_length=4)]
     response_certificate: Binary
+
+
+class ConfirmResponse(Payload, frozen=True):
+    """The end of an enrolment, or of a renewal: the NF keeps it, and shows it to the CM proxy."""
+
+    request_sha256: Hash
+    registration: Short
+    #: `certificates/{serial}`
+    certificate: Short
+    confirm_time: int
+    #: As in a trust bundle. None: the CA that signs this is the only one.
+    authorities: Annotated[list[TrustedCa], msgspec.Meta(max_length=MAX_TRUSTED_CAS)] = []
 
 
 class TrustBundleResponse(Payload, frozen=True):

@@ -14,12 +14,14 @@ from google.protobuf.message import DecodeError
 
 from cmproxy.model import Enrolment, NetworkFunction
 from cmproxy.ports import CaRegistration, Holding, NfInfo, RegistrationAnswer
+from nftrust import jose
 from nftrust.api.ca_ra.v1 import certificate_service_pb2 as certificate_pb
 from nftrust.api.ca_ra.v1 import registration_service_pb2 as pb
 from nftrust.api.ca_ra.v1.certificate_service_pb2_grpc import CertificateServiceStub
 from nftrust.api.ca_ra.v1.registration_service_pb2_grpc import RegistrationServiceStub
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
+from nftrust.messages import CONFIRM_URL, RESPONSE_TYP, ConfirmResponse
 from nftrust.rpc.channel import correlated
 from nftrust.rpc.status import from_rpc_error
 from nftrust.x509.enrolment_info import verify_enrolment_info
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 HELD_AT_MOST = 100
+_ES256 = frozenset({"ES256"})
 _MODES = {
     "wrapped": pb.IAK_DELIVERY_MODE_WRAPPED,
     "tls-only": pb.IAK_DELIVERY_MODE_TLS_ONLY,
@@ -104,6 +107,19 @@ class GrpcCaRaPort:
         return _registration(
             await _call(self._stub.GetRegistration(request, timeout=self.timeout_seconds, metadata=correlated()))
         )
+
+    def confirmed(self, enrolment: Enrolment, confirmation: str) -> CaRegistration | None:
+        try:
+            known = verify_enrolment_info(enrolment.enrolment_info, self.trust_anchors, self.clock.now())
+            jws = jose.split(confirmation, typ=RESPONSE_TYP, url=CONFIRM_URL, algorithms=_ES256)
+            jose.verify(known.response_key, jws)
+            response = jose.parse_payload(jws, ConfirmResponse)
+            time = datetime.fromtimestamp(response.confirm_time, UTC)
+        except (NftrustError, ValueError, OverflowError, OSError):
+            return None
+        if response.registration != enrolment.registration:
+            return None
+        return CaRegistration(response.registration, "confirmed", response.certificate, time)
 
     async def revoke(self, registration: str) -> None:
         request = pb.RevokeRegistrationRequest(name=registration)

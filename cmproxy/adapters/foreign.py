@@ -207,6 +207,9 @@ class ForeignCaRaPort:
         """What becomes of it we do not see."""
         return CaRegistration(registration, "open", "", None)
 
+    def confirmed(self, enrolment: Enrolment, confirmation: str) -> CaRegistration | None:
+        return None
+
     async def revoke(self, registration: str) -> None:
         """With a registrar. What OAM brought by hand, OAM voids by hand."""
         if self.registrar is not None:
@@ -242,6 +245,9 @@ class RoutedCaRaPort:
 
     async def get(self, registration: str) -> CaRegistration:
         return await self._of(registration).get(registration)
+
+    def confirmed(self, enrolment: Enrolment, confirmation: str) -> CaRegistration | None:
+        return self._of(enrolment.registration).confirmed(enrolment, confirmation)
 
     async def revoke(self, registration: str) -> None:
         await self._of(registration).revoke(registration)

@@ -24,6 +24,7 @@ from nftrust.api.nf_agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from nftrust.clock import Clock
 from nftrust.errors import NftrustError, Reason
 from nftrust.identity import day0_name
+from nftrust.jose import MAX_JWS_BYTES
 from nftrust.rpc.channel import SignerIdentity, connects, correlated, open_channel
 from nftrust.rpc.preflight import fetch_peer
 from nftrust.rpc.status import from_rpc_error
@@ -236,6 +237,7 @@ def _status(message: pb.AgentStatus) -> NfStatus:
         request_time=_time(message, "request_time"),
         certificate_time=_time(message, "certificate_time"),
         confirm_time=_time(message, "confirm_time"),
+        confirmation=message.confirmation if len(message.confirmation) <= MAX_JWS_BYTES else "",
     )
 
 

@@ -94,6 +94,9 @@ class World:
         state: Any = "confirmed" if f"info of {registration}" in self.given else "open"
         return CaRegistration(registration, state, "certificates/1", datetime.now(UTC))
 
+    def confirmed(self, enrolment: Enrolment, confirmation: str) -> None:
+        """The NF of this world shows nothing."""
+
     # Nobody asks the verifier; nobody listens
 
     def step(self, number: int) -> None: ...

@@ -21,6 +21,7 @@ from nf_agent.trust import (
     RefreshPolicy,
     TrustRefresher,
     accept_bundle,
+    cas_at_confirmation,
     is_stale,
     known_cas,
     present_ca,
@@ -34,6 +35,7 @@ from nftrust.messages import (
     ENROLMENT_INFO_TYP,
     RESPONSE_TYP,
     TRUST_BUNDLE_URL,
+    ConfirmResponse,
     EnrolmentInfo,
     Payload,
     TrustBundleResponse,
@@ -199,6 +201,37 @@ def test_an_enrolment_since_the_bundle_counts() -> None:
     again = state(NEW, bundle=(known(OLD),), bundle_time=500.0)
     assert is_stale(again)
     assert known_cas(again) == (known(NEW), known(OLD))
+
+
+# The confirmation
+
+
+def confirmed(*entries: TrustedCa) -> ConfirmResponse:
+    return ConfirmResponse(
+        request_sha256=jose.b64url(bytes(32)),
+        registration="registrations/1",
+        certificate="certificates/1",
+        confirm_time=1000,
+        authorities=list(entries),
+    )
+
+
+def bundle_of(response: ConfirmResponse, *anchors: x509.Certificate, signer: KnownCa | None = None) -> list[KnownCa]:
+    current = state().current
+    assert current is not None
+    return list(cas_at_confirmation(replace(current, signer=signer), response, anchors))
+
+
+def test_a_confirmation_without_cas_is_of_the_only_one() -> None:
+    assert bundle_of(confirmed()) == [known(OLD)]
+    assert bundle_of(confirmed(), signer=replace(known(NEW), state="announced")) == [known(NEW)]
+
+
+def test_a_confirmation_during_a_rollover_names_them_all() -> None:
+    assert bundle_of(confirmed(entry(OLD), entry(NEW))) == [known(OLD), known(NEW)]
+    assert bundle_of(confirmed(entry(OLD), entry(NEW)), OLD.root) == [known(OLD)]
+    with refused(Reason.RESPONSE_INVALID):
+        bundle_of(confirmed(entry(NEW)))
 
 
 # A renewal

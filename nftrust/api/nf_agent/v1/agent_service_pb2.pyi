@@ -216,6 +216,7 @@ class AgentStatus(google.protobuf.message.Message):
     CONFIRM_TIME_FIELD_NUMBER: builtins.int
     CERTIFICATE_SHA256_FIELD_NUMBER: builtins.int
     CERTIFICATE_FIELD_NUMBER: builtins.int
+    CONFIRMATION_FIELD_NUMBER: builtins.int
     state: global___AgentStatus.State.ValueType
     reason: builtins.str
     """Stable reason, where FAILED or while retrying."""
@@ -223,6 +224,8 @@ class AgentStatus(google.protobuf.message.Message):
     """`registrations/{registration}` under way or confirmed."""
     certificate_sha256: builtins.bytes
     """SHA-256 of the certificate, DER."""
+    confirmation: builtins.str
+    """The CA/RA's signed answer to the confirmation (a JWS), where CONFIRMED."""
     @property
     def csr_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Step 8: key pair and CSR made in the token."""
@@ -253,9 +256,10 @@ class AgentStatus(google.protobuf.message.Message):
         confirm_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         certificate_sha256: builtins.bytes = ...,
         certificate: global___CertificateStatus | None = ...,
+        confirmation: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["certificate", b"certificate", "certificate_time", b"certificate_time", "confirm_time", b"confirm_time", "csr_time", b"csr_time", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "certificate_sha256", b"certificate_sha256", "certificate_time", b"certificate_time", "confirm_time", b"confirm_time", "csr_time", b"csr_time", "reason", b"reason", "registration", b"registration", "request_time", b"request_time", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "certificate_sha256", b"certificate_sha256", "certificate_time", b"certificate_time", "confirm_time", b"confirm_time", "confirmation", b"confirmation", "csr_time", b"csr_time", "reason", b"reason", "registration", b"registration", "request_time", b"request_time", "state", b"state"]) -> None: ...
 
 global___AgentStatus = AgentStatus
 
