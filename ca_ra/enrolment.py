@@ -221,7 +221,7 @@ class EnrolmentEngine:
                 request_sha256=jose.b64url(request_sha256),
                 registration=registration.name,
                 certificate=certificate.name,
-                confirm_time=int(self._clock.now().timestamp()),
+                confirm_time_us=int(self._clock.now().timestamp() * 1_000_000),
                 authorities=self._beside(known),
             ),
             CONFIRM_URL,

@@ -174,7 +174,8 @@ class ConfirmResponse(Payload, frozen=True):
     registration: Short
     #: `certificates/{serial}`
     certificate: Short
-    confirm_time: int
+    #: Microseconds, since it stands beside the times of the steps.
+    confirm_time_us: int
     #: As in a trust bundle. None: the CA that signs this is the only one.
     authorities: Annotated[list[TrustedCa], msgspec.Meta(max_length=MAX_TRUSTED_CAS)] = []
 

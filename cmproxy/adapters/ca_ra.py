@@ -114,7 +114,7 @@ class GrpcCaRaPort:
             jws = jose.split(confirmation, typ=RESPONSE_TYP, url=CONFIRM_URL, algorithms=_ES256)
             jose.verify(known.response_key, jws)
             response = jose.parse_payload(jws, ConfirmResponse)
-            time = datetime.fromtimestamp(response.confirm_time, UTC)
+            time = datetime.fromtimestamp(response.confirm_time_us / 1_000_000, UTC)
         except (NftrustError, ValueError, OverflowError, OSError):
             return None
         if response.registration != enrolment.registration:

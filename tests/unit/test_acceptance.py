@@ -375,7 +375,7 @@ def by_a_stolen_tls_key() -> str:
         lambda: signed(response(), typ=ENROLMENT_INFO_TYP, url=ENROL_URL),
         lambda: signed(info(), typ=RESPONSE_TYP, url=ENROL_URL),
         lambda: signed(
-            ConfirmResponse(request_sha256="A" * 43, registration="r", certificate="certificates/1", confirm_time=1),
+            ConfirmResponse(request_sha256="A" * 43, registration="r", certificate="certificates/1", confirm_time_us=1),
             typ=RESPONSE_TYP,
             url=ENROL_URL,
         ),

@@ -19,7 +19,10 @@ from tests.unit.test_trust import enrolment_info
 
 CA, STRANGER = NfCa("confirming"), NfCa("confirming stranger")
 RESPONSE = ConfirmResponse(
-    request_sha256=jose.b64url(bytes(32)), registration="registrations/1", certificate="certificates/2", confirm_time=5
+    request_sha256=jose.b64url(bytes(32)),
+    registration="registrations/1",
+    certificate="certificates/2",
+    confirm_time_us=5_000_000,
 )
 
 
@@ -59,7 +62,7 @@ def test_the_signed_answer_counts() -> None:
         signed(key=CA.issuing_key),
         signed(url=ENROL_URL),
         signed(replace(RESPONSE, registration="registrations/2")),
-        signed(replace(RESPONSE, confirm_time=1 << 62)),
+        signed(replace(RESPONSE, confirm_time_us=1 << 62)),
         signed()[:-4] + "AAAA",
     ],
 )

@@ -211,7 +211,7 @@ def confirmed(*entries: TrustedCa) -> ConfirmResponse:
         request_sha256=jose.b64url(bytes(32)),
         registration="registrations/1",
         certificate="certificates/1",
-        confirm_time=1000,
+        confirm_time_us=1000,
         authorities=list(entries),
     )
 
